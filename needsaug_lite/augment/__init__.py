@@ -1,0 +1,6 @@
+"""Random changes of images, in batched tensor code on the device."""
+
+from needsaug_lite.augment.batched import StandardAugmentation as StandardAugmentation
+from needsaug_lite.augment.batched import cutout as cutout
+from needsaug_lite.augment.batched import random_crop as random_crop
+from needsaug_lite.augment.batched import random_flip as random_flip

@@ -1,0 +1,80 @@
+"""Random crop, flip and cutout of a whole batch at once.
+
+Every function takes a CPU generator, so that the draws are the same on every
+device; the pixels stay where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
+    """Pad with zeros on every side and cut a window of the old size at random.
+
+    Args:
+        images: shape (B, C, H, W), any type.
+        padding: pixels added on every side; offsets are uniform on 0..2*padding.
+
+    Returns:
+        Shape (B, C, H, W), same type.
+    """
+    count, _, height, width = images.shape
+    offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=draw)
+    top, left = offsets.to(images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.arange(width, device=images.device)
+    padded = pad(images, [padding] * 4).permute(0, 2, 3, 1)
+    batch = torch.arange(count, device=images.device).view(-1, 1, 1)
+    windows = padded[batch, rows.unsqueeze(2), columns.unsqueeze(1)]
+    return windows.permute(0, 3, 1, 2).contiguous()
+
+
+def random_flip(images: Tensor, draw: torch.Generator) -> Tensor:
+    """Mirror each image left to right with probability one half."""
+    coin = torch.rand(len(images), generator=draw) < 0.5
+    return torch.where(coin.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def cutout(images: Tensor, size: int, draw: torch.Generator) -> Tensor:
+    """Set one square of each image to zero; its centre is uniform over the image.
+
+    Args:
+        images: shape (B, C, H, W).
+        size: side of the square, pixels; parts outside the image are cut off.
+    """
+    count, _, height, width = images.shape
+    centres = torch.rand(2, count, 1, generator=draw).to(images.device)
+    inside = []
+    for centre, length in zip(centres, (height, width), strict=True):
+        start = (centre * length).floor() - size // 2
+        place = torch.arange(length, device=images.device)
+        inside.append((place >= start) & (place < start + size))
+    hole = inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
+    return images.masked_fill(hole.unsqueeze(1), 0)
+
+
+@dataclass(frozen=True)
+class StandardAugmentation:
+    """Crop, then flip, then cutout, each if asked for.
+
+    Attributes:
+        crop: padding of the random crop in pixels, 0 for none.
+        flip: mirror at random; leave it off where left and right differ (digits).
+        cutout: side of the erased square in pixels, 0 for none.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
+        if self.crop:
+            images = random_crop(images, self.crop, draw)
+        if self.flip:
+            images = random_flip(images, draw)
+        return cutout(images, self.cutout, draw) if self.cutout else images

@@ -1,0 +1,152 @@
+"""Batches made on the device, in an order that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from needsaug_lite.data.splits import Examples, Splits, generator
+from needsaug_lite.errors import UserError
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+_ORDER, _AUGMENT, _SAMPLE_FOR_MOMENTS = 101, 102, 103
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step sees.
+
+    Attributes:
+        images: float32, normalised, shape (B, C, H, W).
+        labels: int64, shape (B,).
+        groups: int64, shape (B,), or None.
+        index: position of each image in its part, int64, shape (B,); what a method
+            remembers of a sample is stored under it.
+    """
+
+    images: Tensor
+    labels: Tensor
+    groups: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Pixels from 0..255 to zero mean and unit deviation per channel.
+
+    Attributes:
+        mean, std: of pixels divided by 255, one number per channel.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float32 of the same shape."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        return (pixels.to(torch.float32) / 255 - mean) / std
+
+    @classmethod
+    def of(cls, splits: Splits, at_most: int = 10_000) -> Normalisation:
+        """Moments of (up to `at_most`) training images."""
+        count = len(splits.train)
+        draw = generator(_SAMPLE_FOR_MOMENTS)
+        index = torch.randperm(count, generator=draw)[:at_most].sort().values
+        sums = torch.zeros(2, splits.image_shape[0], dtype=torch.float64)
+        for pixels in splits.train.images.stream(index.split(500)):
+            scaled = pixels.double().cpu() / 255
+            sums += torch.stack([scaled.sum((0, 2, 3)), (scaled**2).sum((0, 2, 3))])
+        _, height, width = splits.image_shape
+        mean, square = sums / (len(index) * height * width)
+        std = (square - mean**2).clamp(min=1e-12).sqrt().clamp(min=1e-3)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Batches:
+    """Shuffled, augmented, normalised batches of one part of the data.
+
+    What epoch e holds depends on (seed, e) alone, and the augmentation of its step
+    s on (seed, e, s): a run that resumes sees what it would have seen.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        normalisation: Normalisation,
+        *,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+        shuffle: bool = True,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """Describe the batches; nothing is read yet.
+
+        Args:
+            examples: the images to go through.
+            batch_size: images per batch; the last batch may be smaller.
+            normalisation: from bytes to floats.
+            augment: random change of a uint8 batch, or None.
+            seed: fixes order and augmentation.
+            shuffle: False keeps the order of `examples`.
+            class_weights: if given, an epoch draws as many images as there are,
+                with replacement, image i in proportion to class_weights[y_i];
+                shape (C,).
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+        if len(examples) == 0:
+            raise UserError(
+                "this part of the data is empty; hold images out for it with "
+                "val_per_class or meta_per_class"
+            )
+        self.examples = examples
+        self.batch_size = batch_size
+        self.normalisation = normalisation
+        self.augment = augment
+        self.seed = seed
+        self.shuffle = shuffle
+        self.class_weights = class_weights
+
+    def __len__(self) -> int:
+        return -(-len(self.examples) // self.batch_size)
+
+    def order(self, epoch: int) -> Tensor:
+        """Positions in the order of epoch `epoch`, shape (N,)."""
+        count = len(self.examples)
+        if not self.shuffle:
+            return torch.arange(count)
+        draw = generator(self.seed, _ORDER, epoch)
+        if self.class_weights is None:
+            return torch.randperm(count, generator=draw)
+        weights = self.class_weights.cpu()[self.examples.labels.cpu()]
+        # Inverse of the distribution function: torch.multinomial stops at 2^24.
+        edges = weights.double().cumsum(0)
+        points = torch.rand(count, generator=draw, dtype=torch.float64) * edges[-1]
+        return torch.searchsorted(edges, points, right=True).clamp(max=count - 1)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
+        part = self.examples
+        device = part.labels.device
+        chunks = self.order(epoch).split(self.batch_size)
+        for step, pixels in enumerate(part.images.stream(chunks)):
+            on_device = pixels.to(device, non_blocking=True)
+            if self.augment is not None:
+                draw = generator(self.seed, _AUGMENT, epoch, step)
+                on_device = self.augment(on_device, draw)
+            index = chunks[step].to(device)
+            groups = None if part.groups is None else part.groups[index]
+            images = self.normalisation(on_device)
+            yield Batch(images, part.labels[index], groups, index)

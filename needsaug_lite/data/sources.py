@@ -1,0 +1,212 @@
+"""Every data set behind one function: `load`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from needsaug_lite.data import bias, folders
+from needsaug_lite.data.published import SOURCES, load_published
+from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
+from needsaug_lite.errors import UserError
+
+NAMES = ("digits", *SOURCES)
+_TEST_SPLIT_SEED = 20260101  # the test part of digits and folders never changes
+
+
+def default_root(root: Path | str | None = None) -> Path:
+    """Folder of the data sets: the argument, `NEEDSAUG_DATA`, or the user's cache."""
+    import pooch
+
+    if root is not None:
+        return Path(root).expanduser()
+    named = os.environ.get("NEEDSAUG_DATA")
+    return Path(named).expanduser() if named else Path(pooch.os_cache("needsaug_lite"))
+
+
+def load(
+    name_or_path: str | Path,
+    root: Path | str | None = None,
+    *,
+    imbalance: float | None = None,
+    n_max: int | None = None,
+    counts: Sequence[int] | None = None,
+    shuffle_classes: bool = False,
+    val_per_class: int = 0,
+    meta_per_class: int = 0,
+    noise: float = 0.0,
+    noise_kind: bias.NoiseKind = "uniform",
+    image_size: int | None = None,
+    channels: int | None = None,
+    skip_broken: bool = False,
+    seed: int = 0,
+) -> Splits:
+    """Load a data set and make it as long-tailed or noisy as asked.
+
+    The order is fixed: validation and meta images are held out of the training
+    images first (balanced, clean), then the tail is made, then the noise. The test
+    part is never touched.
+
+    Args:
+        name_or_path: digits, mnist, fashion_mnist, cifar10, cifar100, a folder of
+            class folders (or of `train` and `test` with class folders in them), or
+            an .npz file with x_train, y_train, x_test, y_test.
+        root: folder of the published data sets; see `default_root`.
+        imbalance, n_max, counts, shuffle_classes: see `bias.long_tail`.
+        val_per_class, meta_per_class: images of each class to hold out.
+        noise, noise_kind: see `bias.label_noise`.
+        image_size: height and width, for a folder of images (default 32).
+        channels: 1 or 3, for a folder; default: 1 if all images are grey. Grey
+            images are repeated to three channels where 3 is asked for.
+        skip_broken: leave unreadable image files out instead of refusing.
+        seed: draws the held-out parts, the tail and the noise.
+
+    Raises:
+        UserError: for anything that the caller can mend, in their words.
+    """
+    splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
+    splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
+    if imbalance is not None or counts is not None:
+        splits = bias.long_tail(
+            splits,
+            imbalance=imbalance,
+            n_max=n_max,
+            counts=counts,
+            shuffle_classes=shuffle_classes,
+            seed=seed,
+        )
+    elif n_max is not None:
+        each = [n_max] * splits.num_classes
+        splits = bias.long_tail(splits, counts=each, seed=seed)
+    if noise:
+        splits = bias.label_noise(splits, noise, noise_kind, seed)
+    return splits
+
+
+def _load_plain(
+    name: str,
+    root: Path | str | None,
+    image_size: int | None,
+    channels: int | None,
+    skip_broken: bool,
+) -> Splits:
+    if name == "digits":
+        splits = _digits()
+    elif name in SOURCES:
+        train, test, classes = load_published(name, default_root(root))
+        splits = _splits(_examples(*train), _examples(*test), classes, name)
+    elif name.endswith(".npz"):
+        splits = _splits(*folders.read_npz(Path(name)), name)
+    elif Path(name).is_dir():
+        return _folder(Path(name), image_size or 32, channels, skip_broken)
+    else:
+        raise UserError(
+            f"{name!r} is no data set, folder or .npz file; give one of "
+            f"{', '.join(NAMES)}, or a path that exists"
+        )
+    return _with_channels(splits, channels)
+
+
+def _splits(
+    train: Examples, test: Examples, classes: Sequence[str], name: str
+) -> Splits:
+    empty = train.subset(torch.arange(0))
+    return Splits(train, empty, empty, test, tuple(classes), {"name": name})
+
+
+def _examples(pixels: Tensor, labels: Tensor) -> Examples:
+    return Examples(InMemory(pixels), labels)
+
+
+def _digits() -> Splits:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
+    everything = _examples(pixels.unsqueeze(1), torch.from_numpy(bunch.target).long())
+    train, test = _stratified(everything, 10, test_share=1 / 3)
+    return _splits(train, test, [str(digit) for digit in range(10)], "digits")
+
+
+def _stratified(
+    everything: Examples, num_classes: int, test_share: float
+) -> tuple[Examples, Examples]:
+    """The same share of every class goes to the test part, at least one image."""
+    counts = everything.counts(num_classes)
+    wanted = (counts * test_share).round().long().clamp(min=1)
+    draw = generator(_TEST_SPLIT_SEED)
+    test, train = bias.take_per_class(
+        everything.labels, wanted.tolist(), num_classes, draw
+    )
+    return everything.subset(train), everything.subset(test)
+
+
+def _folder(
+    folder: Path, size: int, channels: int | None, skip_broken: bool
+) -> Splits:
+    parts = {part: folder / part for part in ("train", "test", "val")}
+    divided = parts["train"].is_dir()
+    held_out = next((p for p in (parts["test"], parts["val"]) if p.is_dir()), None)
+    base = parts["train"] if divided and held_out else folder
+    names = [path.name for path in folders.class_folders(base)]
+    depth = channels or folders.guess_channels(base)
+    train, broken = folders.read_folder(base, names, size, depth, skip_broken)
+    if divided and held_out:
+        test, more = folders.read_folder(held_out, names, size, depth, skip_broken)
+        broken += more
+    else:
+        small = [n for n, c in zip(names, train.counts(len(names)), strict=True)
+                 if c < 2]
+        if small:
+            raise UserError(
+                f"class {small[0]!r} in {folder} has one image; at least two are "
+                "needed, one to train and one to test"
+            )
+        train, test = _stratified(train, len(names), test_share=0.2)
+    splits = _splits(train, test, names, folder.name)
+    return replace(splits, provenance={**splits.provenance, "skipped": len(broken)})
+
+
+def _with_channels(splits: Splits, channels: int | None) -> Splits:
+    if channels is None or channels == splits.image_shape[0]:
+        return splits
+    if channels != 3:
+        raise UserError("colour images can't be read with channels=1 from this source")
+
+    def colour(part: Examples) -> Examples:
+        assert isinstance(part.images, InMemory)
+        pixels = part.images.pixels.expand(-1, 3, -1, -1)
+        return replace(part, images=InMemory(pixels))
+
+    return replace(
+        splits,
+        train=colour(splits.train),
+        val=colour(splits.val),
+        meta=colour(splits.meta),
+        test=colour(splits.test),
+    )
+
+
+def _with_held_out(splits: Splits, val: int, meta: int, seed: int) -> Splits:
+    num_classes = splits.num_classes
+    for part, size in enumerate((val, meta)):
+        if size < 0:
+            raise UserError("val_per_class and meta_per_class can't be negative")
+        if size == 0:
+            continue
+        smallest = int(splits.class_counts.min())
+        name = splits.class_names[int(splits.class_counts.argmin())]
+        if size >= smallest:
+            raise UserError(
+                f"class {name!r} has {smallest} training images; {size} of them can't "
+                f"be held out for {('validation', 'the meta set')[part]}, because at "
+                "least one must stay for training"
+            )
+        taken, rest = bias.hold_out(splits.train, size, num_classes, seed, part)
+        splits = replace(splits, train=rest, **{("val", "meta")[part]: taken})
+    return splits

@@ -1,0 +1,170 @@
+"""Images with labels, and the four parts that an experiment uses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from needsaug_lite.errors import UserError
+
+
+class Images(Protocol):
+    """A list of images of one shape, in memory or on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
+
+    def __len__(self) -> int: ...
+
+    def subset(self, index: Tensor) -> Images:
+        """The images at `index`, shape (n,), in that order; repeats are allowed."""
+
+    def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """One uint8 tensor (B, C, H, W) for each tensor of indices in `chunks`."""
+
+    def fingerprint(self) -> bytes:
+        """Bytes that change when an image changes."""
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images, on `device` if they are held in memory."""
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Images as one uint8 tensor of shape (N, C, H, W)."""
+
+    pixels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def subset(self, index: Tensor) -> InMemory:
+        return InMemory(self.pixels[index.to(self.pixels.device)])
+
+    def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        for chunk in chunks:
+            yield self.pixels[chunk.to(self.pixels.device)]
+
+    def fingerprint(self) -> bytes:
+        return self.pixels.cpu().contiguous().numpy().tobytes()
+
+    def to(self, device: torch.device | str) -> InMemory:
+        return InMemory(self.pixels.to(device))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with their labels and, where the data has them, group numbers.
+
+    Attributes:
+        images: N images of one shape.
+        labels: class of each image, int64, shape (N,).
+        groups: group of each image, int64, shape (N,), or None.
+    """
+
+    images: Images
+    labels: Tensor
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise UserError(
+                f"{len(self.images)} images but {len(self.labels)} labels: every "
+                "image needs exactly one label"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: Tensor) -> Examples:
+        """The examples at `index`, shape (n,), in that order."""
+        where = index.to(self.labels.device)
+        groups = None if self.groups is None else self.groups[where]
+        return Examples(self.images.subset(index), self.labels[where], groups)
+
+    def counts(self, num_classes: int) -> Tensor:
+        """Number of examples of each class, int64, shape (num_classes,)."""
+        return torch.bincount(self.labels, minlength=num_classes)
+
+    def to(self, device: torch.device | str) -> Examples:
+        """The same examples with everything that is in memory on `device`."""
+        groups = None if self.groups is None else self.groups.to(device)
+        return Examples(self.images.to(device), self.labels.to(device), groups)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four parts of a data set, and where they come from.
+
+    `train` fits the weights, `meta` (or `val`) fits what is learned one level up,
+    `val` chooses settings, `test` is looked at once. `val` and `meta` are taken
+    from the published training images before any tail or noise is made; they are
+    empty unless asked for.
+    """
+
+    train: Examples
+    val: Examples
+    meta: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.train.images.shape
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Training images of each class, int64, shape (C,)."""
+        return self.train.counts(self.num_classes)
+
+    @property
+    def class_prior(self) -> Tensor:
+        """Share of each class among the training images, float32, shape (C,)."""
+        counts = self.class_counts
+        return counts / counts.sum()
+
+    def to(self, device: torch.device | str) -> Splits:
+        """The same splits with everything that is in memory on `device`."""
+        parts = {part: getattr(self, part).to(device) for part in PARTS}
+        return replace(self, **parts)
+
+    def checksum(self) -> str:
+        """SHA-256 over images, labels and groups of all four parts."""
+        total = hashlib.sha256()
+        for part in PARTS:
+            examples: Examples = getattr(self, part)
+            total.update(part.encode())
+            total.update(examples.images.fingerprint())
+            total.update(examples.labels.cpu().numpy().tobytes())
+            if examples.groups is not None:
+                total.update(examples.groups.cpu().numpy().tobytes())
+        return total.hexdigest()
+
+
+PARTS = ("train", "val", "meta", "test")
+
+
+def generator(*entropy: int) -> torch.Generator:
+    """A CPU random generator that depends on all the given whole numbers.
+
+    Draws are made on the CPU and moved, so that every device sees the same ones.
+    """
+    state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

@@ -1,0 +1,137 @@
+"""Means with intervals, and paired comparisons over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import registry
+from needsaug_lite.experiments.records import Record
+
+MINIMUM_PAIRS = 10
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95% interval (Student's t) over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def text(self, scale: float = 100.0, digits: int = 1) -> str:
+        """Like "71.3 ± 0.8", in percent; "-" where nothing was measured."""
+        if self.seeds == 0:
+            return "–"
+        half = (self.high - self.low) / 2
+        mean = f"{scale * self.mean:.{digits}f}"
+        return mean if np.isnan(half) else f"{mean} ± {scale * half:.{digits}f}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """Mean and 95% interval of independent values; one value has no interval."""
+    sample = np.asarray(values, dtype=float)
+    count = len(sample)
+    if count < 2:
+        mean = float(sample[0]) if count else float("nan")
+        return Interval(mean, float("nan"), float("nan"), count)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * stats.sem(sample)
+    mean = float(sample.mean())
+    return Interval(mean, mean - float(half), mean + float(half), count)
+
+
+def label(record: Record) -> str:
+    """Name of a record's method in tables."""
+    return registry.entry(record.spec.method).label
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One line per row: method, seed, scalar metrics, seconds, memory, profile."""
+    lines = []
+    for record in records:
+        scalars = {k: v for k, v in record.metrics.items() if not isinstance(v, list)}
+        line: dict[str, Any] = {
+            "experiment": record.spec.experiment,
+            "profile": record.spec.profile,
+            "method": label(record),
+            "seed": record.spec.seed,
+            **scalars,
+            "seconds": record.seconds,
+            "peak_memory_mib": record.peak_memory_mib,
+        }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def summary(
+    records: Sequence[Record], columns: Sequence[str] = ("balanced_accuracy",)
+) -> pd.DataFrame:
+    """Per method: number of seeds, and mean ± half-width of each column, percent.
+
+    Methods are sorted by the first column, best first.
+    """
+    table = frame(records)
+    lines = []
+    for method, group in table.groupby("method"):
+        line: dict[str, Any] = {"method": method, "seeds": len(group)}
+        line["_order"] = group[columns[0]].mean()
+        for column in columns:
+            line[column] = interval(group[column].dropna().tolist()).text()
+        lines.append(line)
+    ordered = pd.DataFrame(lines).sort_values("_order", ascending=False)
+    return ordered.drop(columns="_order").reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences a - b on the same seeds.
+
+    Attributes:
+        difference: mean with 95% interval.
+        p_value: two-sided Wilcoxon signed-rank test.
+        verdict: in words; no claim below ten pairs.
+    """
+
+    difference: Interval
+    p_value: float
+    verdict: str
+
+
+def paired(
+    a: Sequence[Record],
+    b: Sequence[Record],
+    metric: Callable[[Record], float] = lambda r: float(r.metrics["balanced_accuracy"]),
+) -> Paired:
+    """Compare two methods on the seeds that both have.
+
+    Raises:
+        UserError: if they share no seed, or a shared seed saw different data.
+    """
+    by_seed = {record.spec.seed: record for record in b}
+    pairs = [(r, by_seed[r.spec.seed]) for r in a if r.spec.seed in by_seed]
+    if not pairs:
+        raise UserError("these two methods have no seed in common")
+    for one, other in pairs:
+        if one.data_checksum != other.data_checksum:
+            raise UserError(f"seed {one.spec.seed} of the two saw different data")
+    differences = [metric(one) - metric(other) for one, other in pairs]
+    spread = interval(differences)
+    nonzero = any(difference != 0 for difference in differences)
+    p_value = float(stats.wilcoxon(differences).pvalue) if nonzero else 1.0
+    return Paired(spread, p_value, _verdict(spread, p_value))
+
+
+def _verdict(spread: Interval, p_value: float) -> str:
+    if spread.seeds < MINIMUM_PAIRS:
+        return f"no claim: {spread.seeds} paired seeds, at least {MINIMUM_PAIRS} needed"
+    if p_value >= 1 - CONFIDENCE:
+        return "no difference shown"
+    return "higher" if spread.mean > 0 else "lower"

@@ -1,0 +1,89 @@
+"""Methods by name, and what each of them can be told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from needsaug_lite.errors import UserError
+
+_BASELINES = "needsaug_lite.methods.baselines"
+# Settings that every method takes and that a spec states elsewhere.
+_COMMON = {"optimisation", "augment", "normalisation", "seed"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method's place in the code and its name in tables.
+
+    Attributes:
+        path: module and class, "package.module:Class".
+        label: name in tables and figures.
+        fixed: hyperparameters that this name settles.
+    """
+
+    path: str
+    label: str
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Any:
+        """The class; its module is imported now."""
+        module, name = self.path.split(":")
+        return getattr(import_module(module), name)
+
+
+METHODS: dict[str, Entry] = {
+    "cross_entropy": Entry(f"{_BASELINES}.cross_entropy:CrossEntropy", "CE"),
+    "resampling": Entry(f"{_BASELINES}.cross_entropy:Resampling", "Resampling"),
+    "class_balanced": Entry(f"{_BASELINES}.reweighting:ClassBalanced", "CB-CE"),
+    "focal": Entry(f"{_BASELINES}.reweighting:Focal", "Focal"),
+    "class_balanced_focal": Entry(
+        f"{_BASELINES}.reweighting:Focal", "CB-Focal", {"beta": 0.9999}
+    ),
+    "deferred_reweighting": Entry(
+        f"{_BASELINES}.reweighting:DeferredReweighting", "CE-DRW"
+    ),
+    "ldam": Entry(f"{_BASELINES}.margins:LDAM", "LDAM", {"deferred": False}),
+    "ldam_drw": Entry(f"{_BASELINES}.margins:LDAM", "LDAM-DRW", {"deferred": True}),
+    "logit_adjustment": Entry(f"{_BASELINES}.logit_adjustment:LogitAdjustment", "LA"),
+    "class_dependent_temperature": Entry(
+        f"{_BASELINES}.logit_adjustment:ClassDependentTemperature", "CDT"
+    ),
+    "vector_scaling": Entry(f"{_BASELINES}.logit_adjustment:VectorScaling", "VS"),
+}
+
+
+def entry(name: str) -> Entry:
+    """The entry of a method.
+
+    Raises:
+        UserError: for an unknown name, listing the known ones.
+    """
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}; use one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+@cache
+def hyperparameters(name: str) -> type[BaseModel]:
+    """A model of the keyword arguments that the named method takes on its own.
+
+    Names, types, bounds and defaults are read from the signature of its class, so
+    that an unknown or impossible value is refused before anything runs.
+    """
+    chosen = entry(name)
+    method = chosen.load()
+    hints = get_type_hints(method.__init__, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(method.__init__).parameters.values():
+        own = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if own and parameter.name not in _COMMON | chosen.fixed.keys():
+            fields[parameter.name] = (hints[parameter.name], parameter.default)
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(f"{chosen.label} hyperparameters", __config__=config, **fields)

@@ -1,0 +1,165 @@
+"""What a run is: every value that its result depends on, checked beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from needsaug_lite.augment import StandardAugmentation
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import registry
+from needsaug_lite.training import Optimisation
+
+Profile = Literal["smoke", "lite", "reduced", "full"]
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSpec(BaseModel):
+    """Which data, and which biases are made in them; see `data.load`."""
+
+    model_config = _STRICT
+
+    name: str = "digits"
+    imbalance: Annotated[float, Field(ge=1)] | None = None
+    n_max: PositiveInt | None = None
+    counts: tuple[PositiveInt, ...] | None = None
+    shuffle_classes: bool = False
+    val_per_class: NonNegativeInt = 0
+    meta_per_class: NonNegativeInt = 0
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    noise_kind: Literal["uniform", "flip", "flip2"] = "uniform"
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    channels: Literal[1, 3] | None = None
+    skip_broken: bool = False
+
+
+class ModelSpec(BaseModel):
+    """Which network; see `models.build`."""
+
+    model_config = _STRICT
+
+    backbone: str = "convnet"
+    width: PositiveInt = 16
+    feature_dim: PositiveInt = 64
+    weights: Path | None = None
+
+
+class Spec(BaseModel):
+    """One run: method, data, network, optimisation, length, seed.
+
+    `run_id` is a hash of everything that differs from the defaults (but `deviations`,
+    which is a remark) and of the version of the method's code; it names the run's
+    row. A new option with a default leaves old rows valid, and because a row holds
+    every value, a changed default shows as a hash that doesn't fit.
+    """
+
+    model_config = _STRICT
+
+    experiment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "scratch"
+    profile: Profile = "lite"
+    method: str = "cross_entropy"
+    hyperparameters: dict[str, Any] = {}
+    data: DataSpec = DataSpec()
+    model: ModelSpec = ModelSpec()
+    optimisation: Optimisation = Optimisation()
+    augment: StandardAugmentation = StandardAugmentation()
+    epochs: PositiveInt = 20
+    seed: NonNegativeInt = 0
+    evaluate_on: Literal["test", "val"] = "test"
+    deviations: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        registry.entry(self.method)
+        checked = registry.hyperparameters(self.method)(**self.hyperparameters)
+        # All of them are written out, so that a row tells what it ran with.
+        object.__setattr__(self, "hyperparameters", checked.model_dump(mode="json"))
+        if self.profile == "full" and self.deviations:
+            raise ValueError(
+                "a full run has no deviations from the paper; call it reduced"
+            )
+        if self.profile == "reduced" and not self.deviations:
+            raise ValueError("a reduced run must list its deviations from the paper")
+        if self.evaluate_on == "val" and self.data.val_per_class == 0:
+            raise ValueError("to evaluate on val, hold out data.val_per_class images")
+        return self
+
+    @property
+    def method_version(self) -> int:
+        """Version of the method's code; a method raises it when its results change."""
+        return int(registry.entry(self.method).load().version)
+
+    @property
+    def run_id(self) -> str:
+        """Sixteen hexadecimal digits that name this run and its row."""
+        default = Spec(method=self.method).model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"deviations"})
+        named = {
+            "method": self.method,
+            "method_version": self.method_version,
+            **_differences(values, default),
+        }
+        text = json.dumps(named, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], source: str = "the settings") -> Spec:
+        """A spec from plain values.
+
+        Raises:
+            UserError: naming every value that is unknown or impossible.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [_in_words(dict(problem)) for problem in error.errors()]
+            raise UserError(
+                f"{source} can't be run:\n  " + "\n  ".join(lines)
+            ) from None
+
+    @classmethod
+    def from_file(cls, file: Path) -> Spec:
+        """A spec from a JSON or YAML file."""
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{file} can't be read: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{file} holds no settings (names with values)")
+        return cls.checked(values, str(file))
+
+
+def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """What of `values` isn't in `default`, through nested settings."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        usual = default.get(name)
+        if isinstance(value, dict) and isinstance(usual, dict):
+            inner = _differences(value, usual)
+            if inner:
+                found[name] = inner
+        elif value != usual:
+            found[name] = value
+    return found
+
+
+def _in_words(problem: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{where}: unknown name"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = f" (given: {problem['input']!r})" if where else ""
+    return f"{where}: {message}{given}" if where else message

@@ -1,0 +1,132 @@
+"""What a classifier gets right, per class and in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from imblearn.metrics import geometric_mean_score
+from torch import Tensor, nn
+
+from needsaug_lite import _torchvision  # noqa: F401  # before torchmetrics
+from needsaug_lite.data import Batch, Batches, Examples, Normalisation
+
+from torchmetrics.functional.classification import (  # isort: skip
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+MANY, FEW = 100, 20
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of a data set with its labels.
+
+    Attributes:
+        logits: float32, shape (N, C).
+        labels: int64, shape (N,).
+        groups: int64, shape (N,), or None.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    groups: Tensor | None = None
+
+    @property
+    def losses(self) -> Tensor:
+        """Cross-entropy of every sample, nats, shape (N,)."""
+        return nn.functional.cross_entropy(self.logits, self.labels, reduction="none")
+
+    @property
+    def errors(self) -> Tensor:
+        """1 where the prediction is wrong, else 0; float32, shape (N,)."""
+        return (self.logits.argmax(1) != self.labels).float()
+
+
+@torch.no_grad()
+def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
+    """Logits of a model in evaluation mode; the model's mode is put back after."""
+    was_training = model.training
+    model.eval()
+    logits, labels, groups = [], [], []
+    try:
+        for batch in batches:
+            logits.append(model(batch.images).float().cpu())
+            labels.append(batch.labels.cpu())
+            if batch.groups is not None:
+                groups.append(batch.groups.cpu())
+    finally:
+        model.train(was_training)
+    joined = torch.cat(groups) if groups else None
+    return Predictions(torch.cat(logits), torch.cat(labels), joined)
+
+
+def evaluate(
+    model: nn.Module,
+    examples: Examples,
+    normalisation: Normalisation,
+    *,
+    class_counts: Tensor | None = None,
+    batch_size: int = 500,
+) -> dict[str, Any]:
+    """Metrics of a model on one part of the data; see `from_predictions`."""
+    batches = Batches(examples, batch_size, normalisation, shuffle=False)
+    return from_predictions(predict(model, batches.epoch(0)), class_counts)
+
+
+def from_predictions(
+    predictions: Predictions, class_counts: Tensor | None = None
+) -> dict[str, Any]:
+    """Metrics of logits.
+
+    Args:
+        predictions: logits and labels of N samples.
+        class_counts: *training* images per class, shape (C,); with them the
+            accuracies of many- (more than 100), medium- (20 to 100) and few-shot
+            classes (fewer than 20) are added.
+
+    Returns:
+        top1, balanced_accuracy (mean recall over the classes that are present),
+        geometric_mean (of the recalls), loss (nats), ece (15 bins), per_class
+        (recall, None for a class without samples), per_class_loss, support,
+        confusion (rows: truth), and many/medium/few where asked for. Accuracies
+        are shares in [0, 1].
+    """
+    logits, labels = predictions.logits, predictions.labels
+    num_classes = logits.shape[1]
+    guesses = logits.argmax(1)
+    confusion = multiclass_confusion_matrix(guesses, labels, num_classes)
+    support = confusion.sum(1)
+    recall = confusion.diag() / support
+    present = support > 0
+    losses = torch.zeros(num_classes).index_add(0, labels, predictions.losses) / support
+    ece = multiclass_calibration_error(logits.softmax(1), labels, num_classes, 15)
+    metrics: dict[str, Any] = {
+        "top1": float((guesses == labels).float().mean()),
+        "balanced_accuracy": float(recall[present].mean()),
+        "geometric_mean": float(geometric_mean_score(labels.numpy(), guesses.numpy())),
+        "loss": float(predictions.losses.mean()),
+        "ece": float(ece),
+        "per_class": _numbers(recall),
+        "per_class_loss": _numbers(losses),
+        "support": support.tolist(),
+        "confusion": confusion.tolist(),
+    }
+    if class_counts is not None:
+        counts = class_counts.cpu()
+        shots = {
+            "many": counts > MANY,
+            "medium": (counts >= FEW) & (counts <= MANY),
+            "few": counts < FEW,
+        }
+        for name, chosen in shots.items():
+            rates = recall[chosen & present]
+            metrics[name] = float(rates.mean()) if len(rates) else None
+    return metrics
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]

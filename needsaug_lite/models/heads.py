@@ -1,0 +1,38 @@
+"""The last layer of a classifier."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
+
+from needsaug_lite.errors import UserError
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine between the features and one direction per class.
+
+    f_c(h) = s * <h, w_c> / (||h|| ||w_c||)
+
+    Source: the normalised layer of Cao et al. 2019, with the scale of its loss.
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, scale: float = 30.0):
+        super().__init__()
+        self.scale = scale
+        self.weight = nn.Parameter(torch.empty(num_classes, feature_dim))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, D)."""
+        cosines = linear(normalize(features), normalize(self.weight))
+        return self.scale * cosines
+
+
+def make_head(kind: str, feature_dim: int, num_classes: int) -> nn.Module:
+    """A "linear" or "cosine" head from D features to C logits."""
+    if kind == "linear":
+        return nn.Linear(feature_dim, num_classes)
+    if kind == "cosine":
+        return CosineHead(feature_dim, num_classes)
+    raise UserError(f"unknown head {kind!r}; use linear or cosine")

@@ -1,0 +1,44 @@
+"""Checkpoints that are whole or absent, and belong to one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from needsaug_lite.errors import UserError
+from needsaug_lite.files import atomic_path
+
+
+def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, text, lists, dicts) with the random states."""
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    with atomic_path(file) as temporary:
+        torch.save({**state, "random": random}, temporary)
+
+
+def load_checkpoint(file: Path, run: str, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint of the named run and put the random states back.
+
+    Raises:
+        UserError: if the file is damaged or belongs to another run.
+    """
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises several unrelated types here
+        raise UserError(
+            f"checkpoint {file} can't be read ({error}); delete it to start afresh"
+        ) from error
+    if state.get("run") != run:
+        raise UserError(
+            f"checkpoint {file} belongs to run {state.get('run')!r}, not {run!r}: the "
+            "settings have changed. Delete it, or give another checkpoint path"
+        )
+    random = state["random"]
+    torch.set_rng_state(random["cpu"].cpu())
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"].cpu())
+    return state

@@ -1,0 +1,58 @@
+"""What a method hands to the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from needsaug_lite.data import Batch
+
+
+class BatchSource(Protocol):
+    """Anything that yields the batches of an epoch, the same ones every time."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of a method: its data, its length, and what one step does.
+
+    Attributes:
+        name: shown in the progress bar and the history.
+        epochs: how many times the loop goes through `batches`.
+        batches: the data of the stage.
+        step: one update from one batch; returns the values to log as scalars on
+            the device, "loss" among them. It must not wait for the device.
+        begin_epoch: called with the epoch before its first step, to set learning
+            rates and weights that depend on the epoch; returns what to log of them.
+        begin: called once before the first epoch of the stage (not on resuming
+            inside it), to build what the stage starts from.
+    """
+
+    name: str
+    epochs: int
+    batches: BatchSource
+    step: Callable[[Batch], Mapping[str, Tensor]]
+    begin_epoch: Callable[[int], Mapping[str, float]] = lambda epoch: {}
+    begin: Callable[[], None] = lambda: None
+
+
+class Method(Protocol):
+    """A learner: parameters, the step of its paper, and how to save them."""
+
+    model: nn.Module
+
+    def stages(self, epochs: int) -> Sequence[Stage]:
+        """The phases of a run of `epochs` epochs in all, in order."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training: weights, optimisers, memories."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
