@@ -49,6 +49,12 @@ class Normalisation:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32 of the same shape."""
+        if pixels.shape[1] != len(self.mean):
+            raise UserError(
+                f"images with {pixels.shape[1]} channel(s) meet a normalisation for "
+                f"{len(self.mean)}; load the data with channels={len(self.mean)}, "
+                "which repeats grey images, or use the moments of the data"
+            )
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)
@@ -111,6 +117,16 @@ class Batches:
                 "this part of the data is empty; hold images out for it with "
                 "val_per_class or meta_per_class"
             )
+        if class_weights is not None:
+            used = class_weights.cpu()[: int(examples.labels.max()) + 1]
+            fits = len(used) == int(examples.labels.max()) + 1
+            if not (fits and bool(used.isfinite().all()) and bool((used >= 0).all())):
+                raise UserError(
+                    "class_weights needs one finite number of at least 0 per class, "
+                    f"not {class_weights.tolist()}"
+                )
+            if float(used[examples.labels.cpu()].sum()) == 0:
+                raise UserError("class_weights is 0 for every image of this part")
         self.examples = examples
         self.batch_size = batch_size
         self.normalisation = normalisation
@@ -120,7 +136,7 @@ class Batches:
         self.class_weights = class_weights
 
     def __len__(self) -> int:
-        return -(-len(self.examples) // self.batch_size)
+        return (len(self.examples) + self.batch_size - 1) // self.batch_size
 
     def order(self, epoch: int) -> Tensor:
         """Positions in the order of epoch `epoch`, shape (N,)."""

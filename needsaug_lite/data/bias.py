@@ -45,7 +45,8 @@ def long_tail_counts(n_max: int, imbalance: float, num_classes: int) -> list[int
     if num_classes < 2:
         raise UserError(f"a long tail needs at least 2 classes, not {num_classes}")
     last = num_classes - 1
-    counts = [int(n_max * imbalance ** (-i / last)) for i in range(num_classes)]
+    # 49 * (1 / 49) is 0.9999999999999999 in floating point, and means 1.
+    counts = [int(n_max * imbalance ** (-i / last) + 1e-9) for i in range(num_classes)]
     if counts[-1] < 1:
         raise UserError(
             f"with n_max={n_max} and imbalance={imbalance} the rarest class would "
@@ -67,6 +68,8 @@ def take_per_class(
     """
     have = torch.bincount(labels, minlength=num_classes).tolist()
     for label, (wanted, present) in enumerate(zip(counts, have, strict=True)):
+        if wanted < 0:
+            raise UserError(f"class {label} can't have {wanted} images; give 0 or more")
         if wanted > present:
             raise UserError(
                 f"class {label} has {present} images, but {wanted} are to be taken "
@@ -83,7 +86,8 @@ def take_per_class(
     return order[chosen].sort().values, order[~chosen].sort().values
 
 
-def hold_out(pool: Examples, per_class: int, num_classes: int, seed: int, part: int
+def hold_out(
+    pool: Examples, per_class: int, num_classes: int, seed: int, part: int
 ) -> tuple[Examples, Examples]:
     """Take a balanced part of `per_class` images per class out of `pool`.
 
@@ -127,8 +131,8 @@ def long_tail(
     num_classes = splits.num_classes
     if counts is None:
         assert imbalance is not None
-        available = int(splits.class_counts.min())
-        counts = long_tail_counts(n_max or available, imbalance, num_classes)
+        largest = int(splits.class_counts.min()) if n_max is None else n_max
+        counts = long_tail_counts(largest, imbalance, num_classes)
     if len(counts) != num_classes:
         raise UserError(f"{len(counts)} counts were given for {num_classes} classes")
     if shuffle_classes:
@@ -164,7 +168,13 @@ def label_noise(
     if kind == "uniform":
         wrong = torch.randint(num_classes, (len(labels),), generator=draw)
     elif kind in ("flip", "flip2"):
-        targets = _other_classes(num_classes, 1 if kind == "flip" else 2, draw)
+        each = 1 if kind == "flip" else 2
+        if num_classes <= each:
+            raise UserError(
+                f"label noise {kind!r} needs {each} other class(es) for every class, "
+                f"but there are only {num_classes} classes; use uniform or flip"
+            )
+        targets = _other_classes(num_classes, each, draw)
         which = torch.randint(targets.shape[1], (len(labels),), generator=draw)
         wrong = targets[labels, which]
     else:

@@ -4,77 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tarfile
 import tempfile
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pooch
-import requests
-import urllib3
-from tqdm import tqdm
 
 from needsaug_lite.data.published import SOURCES, Idx
 from needsaug_lite.data.sources import default_root
+from needsaug_lite.data.transfer import Remote, download
 from needsaug_lite.errors import UserError
 from needsaug_lite.files import digest, write_text
 
 RECORD = "needsaug_checksums.json"
 UNKNOWN = "unknown"
-_TRIES = 5  # per address, as long as each try brings the file further
-_TIMEOUT = (15, 60)  # seconds to connect, and between two blocks
-_BLOCK = 2**18
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Remote:
-    """One file to download.
-
-    Attributes:
-        file: where it belongs, relative to the root.
-        urls: addresses of the same bytes, tried in turn.
-        md5: published MD5.
-        sha256: published SHA-256, or None where no source states one.
-        unpacks_to: for a tar archive, the folder that it makes in the root.
-        members: for a tar archive, MD5 of files in it, by path relative to the root.
-    """
-
-    file: str
-    urls: tuple[str, ...]
-    md5: str
-    sha256: str | None = None
-    unpacks_to: str | None = None
-    members: dict[str, str] = field(default_factory=dict)
-
-    def results(self, root: Path) -> list[Path]:
-        """What a reader opens: the file, the members, or the folder of the archive."""
-        if self.unpacks_to is None:
-            return [root / self.file]
-        return [root / name for name in self.members] or [root / self.unpacks_to]
-
-    def is_done(self, root: Path) -> bool:
-        """Whether all that a reader opens is there and right."""
-        if self.unpacks_to is None:
-            return self.is_right(root / self.file)
-        return (root / self.unpacks_to).is_dir() and not self.wrong_members(root)
-
-    def is_right(self, path: Path) -> bool:
-        """Whether `path` has the published checksums of the downloaded file."""
-        if not path.is_file() or digest(path, "md5") != self.md5:
-            return False
-        return self.sha256 is None or digest(path) == self.sha256
-
-    def wrong_members(self, root: Path) -> list[str]:
-        """Members that are missing below `root` or have another MD5."""
-        return [
-            name
-            for name, md5 in self.members.items()
-            if not (root / name).is_file() or digest(root / name, "md5") != md5
-        ]
 
 
 # SHA-256 as public sources state it: TensorFlow Datasets and others for the MNIST
@@ -164,10 +107,11 @@ def fetch(
     try:
         for remote in DOWNLOADS[name]:
             if remote.is_done(base):
-                _log.info("%s of %s is there and right", remote.file, name)
+                there = remote.unpacks_to or remote.file
+                _log.info("%s is there and right; nothing is downloaded", there)
                 continue
             if not remote.is_right(base / remote.file):
-                _download(remote, base, name, progress)
+                download(remote, base, name, progress)
             if remote.unpacks_to is not None:
                 _unpack(remote, base)
             _record(remote, base)
@@ -177,104 +121,6 @@ def fetch(
             "folder with --root or NEEDSAUG_DATA"
         ) from error
     return [path for remote in DOWNLOADS[name] for path in remote.results(base)]
-
-
-def _download(remote: Remote, base: Path, name: str, progress: bool) -> None:
-    """Put one file under its final name, from the first address that has it."""
-    target = base / remote.file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    downloader = _Resuming(part, remote, progress)
-    failures = []
-    for url in remote.urls:
-        for _ in range(_TRIES):
-            before = _size(part)
-            try:
-                pooch.retrieve(
-                    url,
-                    known_hash=f"md5:{remote.md5}",
-                    fname=target.name,
-                    path=target.parent,
-                    downloader=downloader,
-                )
-                return
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                reason, again = _in_words(error), _size(part) > before
-            except ValueError as error:  # a checksum; the wrong bytes are gone
-                reason, again = f"another file than the published one ({error})", True
-                again = before > 0  # what was continued may have been damaged
-            _log.warning("%s: %s", url, reason)
-            if not again:
-                break
-        failures.append(f"  {url}: {reason}")
-    kept = f"; {part} is kept and will be continued" if part.exists() else ""
-    tried = "\n".join(failures)
-    raise UserError(
-        f"{target.name} of {name} can't be downloaded. Tried:\n{tried}\nRun the command "
-        f"again later{kept}. Or download the file by hand (MD5 {remote.md5}), put it at "
-        f"{target} and run the command again: it will be verified"
-        + (" and unpacked" if remote.unpacks_to else "")
-    )
-
-
-@dataclass(frozen=True)
-class _Resuming:
-    """A downloader for pooch that continues its `.part` file."""
-
-    part: Path
-    remote: Remote
-    progress: bool
-
-    def __call__(
-        self, url: str, output_file: str, pooch: Any, check_only: bool = False
-    ) -> None:
-        have = _size(self.part)
-        # Without compression on the way, the bytes are those that have the checksum.
-        headers = {"Accept-Encoding": "identity"}
-        if have:
-            headers["Range"] = f"bytes={have}-"
-        with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as reply:
-            if not (have and reply.status_code == 416):  # 416: nothing is left to send
-                reply.raise_for_status()
-                self._receive(reply, have)
-        sha256 = self.remote.sha256
-        if sha256 is not None and (found := digest(self.part)) != sha256:
-            self.part.unlink()
-            raise ValueError(f"SHA-256 {found}, not {sha256}")
-        os.replace(self.part, output_file)
-
-    def _receive(self, reply: requests.Response, have: int) -> None:
-        span = reply.headers.get("Content-Range", "")
-        resumed = reply.status_code == 206 and span.startswith(f"bytes {have}-")
-        start = have if resumed else 0
-        length = reply.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        bar = tqdm(
-            desc=self.part.stem,
-            total=total,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            disable=None if self.progress else True,
-        )
-        with self.part.open("ab" if resumed else "wb") as out, bar:
-            for block in reply.raw.stream(_BLOCK, decode_content=False):
-                out.write(block)
-                bar.update(len(block))
-        if total is not None and _size(self.part) < total:
-            raise requests.ConnectionError("the connection was cut")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _in_words(error: Exception) -> str:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answers {error.response.status_code}"
-    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
-        return f"no answer within {_TIMEOUT[1]} s"
-    return f"no connection, or it was cut ({type(error).__name__})"
 
 
 def _unpack(remote: Remote, base: Path) -> None:
@@ -302,7 +148,7 @@ def _unpack(remote: Remote, base: Path) -> None:
         for path in sorted(p for p in unpacked.rglob("*") if p.is_file()):
             target = final / path.relative_to(unpacked)
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            path.replace(target)
 
 
 def _record(remote: Remote, base: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from needsaug_lite.errors import UserError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 # Above this many decoded bytes a folder is streamed instead of held in memory.
 MEMORY_LIMIT = 256 * 2**20
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def decode(path: Path, channels: int, size: int) -> Tensor:
@@ -34,16 +38,28 @@ def decode(path: Path, channels: int, size: int) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
-            mode = "L" if channels == 1 else "RGB"
-            square = ImageOps.fit(ImageOps.exif_transpose(picture.convert(mode)),
-                                  (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError) as error:
+            upright = ImageOps.exif_transpose(_eight_bit(picture))
+            square = ImageOps.fit(
+                upright.convert("L" if channels == 1 else "RGB"),
+                (size, size),
+                Image.Resampling.BILINEAR,
+            )
+    except _UNREADABLE as error:
         raise UserError(
             f"{path} can't be read as an image ({error}); mend or remove it, or pass "
             "--skip-broken to leave such files out"
         ) from error
     pixels = torch.from_numpy(np.array(square))
     return pixels.reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """The picture with 8 bits per channel; Pillow alone would cut 16 bits at 255."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no fixed range; save it with 8 or 16 bit")
+    return picture
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,11 @@ class OnDisk:
         decoded = _Decoded(self.paths, self.channels, self.size)
         batches = [chunk.tolist() for chunk in chunks]
         yield from DataLoader(
-            decoded, batch_sampler=batches, num_workers=self.workers
+            decoded,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            # Without it the loader draws a seed from torch's global generator.
+            generator=torch.Generator(),
         )
 
     def fingerprint(self) -> bytes:
@@ -113,6 +133,10 @@ def class_folders(folder: Path) -> list[Path]:
     return classes
 
 
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
 def read_folder(
     folder: Path,
     class_names: Sequence[str],
@@ -137,16 +161,14 @@ def read_folder(
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        files = sorted(
-            p for p in (folder / name).rglob("*") if p.suffix.lower() in SUFFIXES
-        )
+        files = sorted(p for p in (folder / name).rglob("*") if _is_image(p))
         paths += files
         labels += [label] * len(files)
     in_memory = len(paths) * channels * size * size <= MEMORY_LIMIT
     check = partial(_try_decode, channels=channels, size=size) if in_memory else _probe
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(check, paths))
-    good = [i for i, result in enumerate(results) if not isinstance(result, UserError)]
+    good = [i for i, r in enumerate(results) if not isinstance(r, UserError)]
     broken = [paths[i] for i, r in enumerate(results) if isinstance(r, UserError)]
     if broken and not skip_broken:
         shown = "\n  ".join(str(path) for path in broken[:10])
@@ -162,7 +184,7 @@ def read_folder(
             raise UserError(f"{folder / name} holds no readable image")
     images: Images
     if in_memory:
-        images = InMemory(torch.stack([results[i] for i in good]))
+        images = InMemory(torch.stack([r for r in results if isinstance(r, Tensor)]))
     else:
         images = OnDisk(tuple(paths[i] for i in good), channels, size)
     return Examples(images, chosen), broken
@@ -175,12 +197,13 @@ def _try_decode(path: Path, channels: int, size: int) -> Tensor | UserError:
         return error
 
 
-def _probe(path: Path) -> None | UserError:
-    """Check header and structure without decoding all pixels."""
+def _probe(path: Path) -> UserError | None:
+    """Decode once and forget: Pillow's `verify` accepts truncated files."""
     try:
         with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, SyntaxError, ValueError) as error:
+            picture.draft("L", (1, 1))  # JPEG: at an eighth of its size, for speed
+            _eight_bit(picture).load()
+    except _UNREADABLE as error:
         return UserError(str(error))
     return None
 
@@ -188,14 +211,13 @@ def _probe(path: Path) -> None | UserError:
 def guess_channels(folder: Path) -> int:
     """1 if the first images of every class are grey, else 3."""
     for class_folder in class_folders(folder):
-        for path in sorted(class_folder.rglob("*"))[:5]:
-            if path.suffix.lower() not in SUFFIXES:
-                continue
+        files = (p for p in sorted(class_folder.rglob("*")) if _is_image(p))
+        for path in islice(files, 5):
             try:
                 with Image.open(path) as picture:
                     if picture.mode not in ("1", "L", "LA", "I", "I;16", "F"):
                         return 3
-            except OSError:
+            except _UNREADABLE:
                 continue
     return 1
 
@@ -211,10 +233,15 @@ def read_npz(path: Path) -> tuple[Examples, Examples, tuple[str, ...]]:
             outside 0..C-1.
     """
     try:
+        with zipfile.ZipFile(path):  # an .npz is a zip; np.load takes other files too
+            pass
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} can't be read as an .npz file ({error})") from error
+    except (*_UNREADABLE, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} can't be read as an .npz file ({error}); write it again with "
+            "numpy.savez, or check the path"
+        ) from error
     needed = ["x_train", "y_train", "x_test", "y_test"]
     missing = [key for key in needed if key not in arrays]
     if missing:
@@ -225,16 +252,28 @@ def read_npz(path: Path) -> tuple[Examples, Examples, tuple[str, ...]]:
     names = _npz_class_names(arrays, path)
     train = _npz_examples(arrays, "train", len(names), path)
     test = _npz_examples(arrays, "test", len(names), path)
+    if train.images.shape != test.images.shape:
+        raise UserError(
+            f"{path}: training images have (channels, height, width) "
+            f"{train.images.shape}, test images {test.images.shape}; bring all to one"
+        )
     return train, test, names
 
 
 def _npz_class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
-    if "class_names" in arrays:
-        return tuple(str(name) for name in arrays["class_names"])
     labels = arrays["y_train"]
     if not np.issubdtype(labels.dtype, np.integer) or labels.size == 0:
         raise UserError(f"{path}: y_train must hold whole numbers, one per image")
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+    if "class_names" in arrays:
+        names = tuple(str(name) for name in arrays["class_names"].reshape(-1))
+    else:
+        names = tuple(str(label) for label in range(int(labels.max()) + 1))
+    if len(names) < 2:
+        raise UserError(
+            f"{path} holds {len(names)} class(es); a classifier needs at least two, "
+            "numbered from 0 in y_train"
+        )
+    return names
 
 
 def _npz_examples(
@@ -254,6 +293,11 @@ def _npz_examples(
             f"{path}: x_{part} has shape {arrays[f'x_{part}'].shape}; give (N, H, W), "
             "(N, H, W, C) or (N, C, H, W) with C 1 or 3"
         )
+    if len(pixels) != len(labels):
+        raise UserError(
+            f"{path}: x_{part} holds {len(pixels)} images, but y_{part} "
+            f"{len(labels)} labels; every image needs one class number"
+        )
     check_labels(labels, num_classes, f"{path}: y_{part}")
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))
     return Examples(InMemory(tensor), torch.from_numpy(labels.astype(np.int64)))
@@ -271,5 +315,5 @@ def check_labels(labels: np.ndarray, num_classes: int, where: str) -> None:
     if len(bad):
         raise UserError(
             f"{where}: {len(bad)} labels lie outside 0..{num_classes - 1}, the first "
-            f"is {labels[bad[0]]} at position {bad[0]}"
+            f"is {labels[bad[0]]} at position {bad[0]}; number the classes from 0"
         )

@@ -139,7 +139,9 @@ def read_idx(path: Path, magic: int) -> Tensor:
             "Delete it and fetch it again"
         ) from error
     axes = magic % 256
-    header = np.frombuffer(raw, ">i4", count=1 + axes) if len(raw) > 4 * axes else [0]
+    header = (
+        np.frombuffer(raw, ">i4", count=1 + axes) if len(raw) >= 4 + 4 * axes else [0]
+    )
     shape = tuple(int(size) for size in header[1:])
     if int(header[0]) != magic or len(raw) != 4 + 4 * axes + int(np.prod(shape)):
         raise UserError(f"{path} is no IDX file with {axes} axes of bytes")

@@ -69,6 +69,12 @@ def load(
     Raises:
         UserError: for anything that the caller can mend, in their words.
     """
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels is {channels}; give 1 (grey) or 3 (colour)")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
+    if n_max is not None and n_max < 1:
+        raise UserError(f"n_max is {n_max}; the largest class needs at least 1 image")
     splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
     splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
     if imbalance is not None or counts is not None:
@@ -146,9 +152,7 @@ def _stratified(
     return everything.subset(train), everything.subset(test)
 
 
-def _folder(
-    folder: Path, size: int, channels: int | None, skip_broken: bool
-) -> Splits:
+def _folder(folder: Path, size: int, channels: int | None, skip_broken: bool) -> Splits:
     parts = {part: folder / part for part in ("train", "test", "val")}
     divided = parts["train"].is_dir()
     held_out = next((p for p in (parts["test"], parts["val"]) if p.is_dir()), None)
@@ -157,11 +161,17 @@ def _folder(
     depth = channels or folders.guess_channels(base)
     train, broken = folders.read_folder(base, names, size, depth, skip_broken)
     if divided and held_out:
+        others = {path.name for path in folders.class_folders(held_out)} - set(names)
+        if others:
+            raise UserError(
+                f"{held_out} has classes that {base} lacks: {', '.join(sorted(others))}"
+                "; give both the same class folders"
+            )
         test, more = folders.read_folder(held_out, names, size, depth, skip_broken)
         broken += more
     else:
-        small = [n for n, c in zip(names, train.counts(len(names)), strict=True)
-                 if c < 2]
+        counts = train.counts(len(names)).tolist()
+        small = [n for n, count in zip(names, counts, strict=True) if count < 2]
         if small:
             raise UserError(
                 f"class {small[0]!r} in {folder} has one image; at least two are "
@@ -176,7 +186,10 @@ def _with_channels(splits: Splits, channels: int | None) -> Splits:
     if channels is None or channels == splits.image_shape[0]:
         return splits
     if channels != 3:
-        raise UserError("colour images can't be read with channels=1 from this source")
+        raise UserError(
+            f"{splits.provenance['name']} holds colour images, which are not turned "
+            "grey; leave out channels=1"
+        )
 
     def colour(part: Examples) -> Examples:
         assert isinstance(part.images, InMemory)
@@ -208,5 +221,8 @@ def _with_held_out(splits: Splits, val: int, meta: int, seed: int) -> Splits:
                 "least one must stay for training"
             )
         taken, rest = bias.hold_out(splits.train, size, num_classes, seed, part)
-        splits = replace(splits, train=rest, **{("val", "meta")[part]: taken})
+        if part == 0:
+            splits = replace(splits, train=rest, val=taken)
+        else:
+            splits = replace(splits, train=rest, meta=taken)
     return splits

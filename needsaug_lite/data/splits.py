@@ -166,5 +166,9 @@ def generator(*entropy: int) -> torch.Generator:
 
     Draws are made on the CPU and moved, so that every device sees the same ones.
     """
-    state = np.random.SeedSequence(entropy).generate_state(2, np.uint32)
+    if min(entropy, default=0) < 0:
+        raise UserError(f"seeds are whole numbers of at least 0, not {min(entropy)}")
+    # SeedSequence pads with zeros: without the length, (5,) and (5, 0) were the same.
+    sequence = np.random.SeedSequence((len(entropy), *entropy))
+    state = sequence.generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))

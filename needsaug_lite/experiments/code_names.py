@@ -69,7 +69,7 @@ def absolute(tree: ast.Module, package: str) -> ast.Module:
 
 
 def imported_from(tree: ast.Module, modules: Collection[str]) -> dict[str, str]:
-    """Name -> module that it is imported from, anywhere in code with absolute imports."""
+    """Name -> module that it comes from, anywhere in code with absolute imports."""
     sources: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -113,7 +113,7 @@ def tables(
 
 
 def is_deferred(node: ast.stmt) -> bool:
-    """True for what does not run when a lazy package is imported."""
+    """True for what does not run when a module is imported: types, lazy names."""
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         return True
     return is_getattr(node)
@@ -134,9 +134,8 @@ def _uses(tree: ast.AST, bound: dict[str, str]) -> set[str]:
             chain = _chain(node, inside)
             if chain and chain[0] in bound:
                 names.add(".".join([bound[chain[0]], *chain[1:]]))
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-            if node.id in bound:
-                names.add(f"{bound[node.id]}.{EVERYTHING}")
+        elif isinstance(node, ast.Name) and node.id in bound:
+            names.add(f"{bound[node.id]}.{EVERYTHING}")
     return names
 
 

@@ -135,3 +135,78 @@ def _verdict(spread: Interval, p_value: float) -> str:
     if p_value >= 1 - CONFIDENCE:
         return "no difference shown"
     return "higher" if spread.mean > 0 else "lower"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction for asking several questions at once.
+
+    With p_(1) <= ... <= p_(m), the corrected p_(i) is the largest of
+    min(1, (m - j + 1) p_(j)) over j <= i; below 0.05 it keeps the chance of any
+    false claim among the m below 5%.
+
+    Args:
+        p_values: one per question, in any order.
+
+    Returns:
+        Corrected values in the order given, none smaller than before.
+
+    Source: Holm 1979.
+    """
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    for rank, place in enumerate(order):
+        factor = len(p_values) - rank
+        largest = max(largest, min(1.0, factor * p_values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def against(
+    records: Sequence[Record],
+    reference: str = "cross_entropy",
+    metric: Callable[[Record], float] = lambda r: float(r.metrics["balanced_accuracy"]),
+) -> pd.DataFrame:
+    """Every method minus a reference method, on the seeds that both have.
+
+    Args:
+        records: rows of one experiment.
+        reference: name of the method that the others are compared with.
+        metric: the number to compare, a share in [0, 1].
+
+    Returns:
+        One line per other method, largest difference first, with the columns method,
+        pairs, difference (an `Interval`), p_value (Wilcoxon), holm (p_value corrected
+        for the number of methods) and verdict, which follows the corrected value.
+        Empty if no method shares a seed with the reference.
+    """
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.spec.method, []).append(record)
+    base = groups.pop(reference, [])
+    if not base or not groups:
+        return pd.DataFrame()
+    seeds = {record.spec.seed for record in base}
+    compared = {
+        name: paired(rows, base, metric)
+        for name, rows in groups.items()
+        if not seeds.isdisjoint(record.spec.seed for record in rows)
+    }
+    corrected = holm([result.p_value for result in compared.values()])
+    ranked = sorted(
+        zip(compared.items(), corrected, strict=True),
+        key=lambda item: -item[0][1].difference.mean,
+    )
+    return pd.DataFrame(
+        [
+            {
+                "method": registry.entry(name).label,
+                "pairs": result.difference.seeds,
+                "difference": result.difference,
+                "p_value": result.p_value,
+                "holm": p_value,
+                "verdict": _verdict(result.difference, p_value),
+            }
+            for (name, result), p_value in ranked
+        ]
+    )

@@ -23,7 +23,6 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import code_names
-from needsaug_lite.experiments.code_names import EVERYTHING
 
 
 def notebook_dependencies(notebook: Path, package_root: Path) -> list[Path]:
@@ -112,7 +111,7 @@ class Package:
             Sorted paths.
         """
         names = code_names.dotted_names(code)
-        texts = code_names.strings(code) | ({EVERYTHING} if all_entries else set())
+        texts = code_names.strings(code)
         found: set[str] = set()
         waiting = self._modules(names)
         while waiting:
@@ -122,7 +121,7 @@ class Package:
             names |= self._names_in(module)
             waiting |= self._parents(module) | self._imports(module)
             if not waiting - found:
-                waiting |= self._entries(found, texts, names)
+                waiting |= self._entries(found, texts, names, all_entries)
             waiting -= found
         return sorted(_file(self.root, module) for module in found)
 
@@ -137,10 +136,9 @@ class Package:
         return targets
 
     def _names_in(self, module: str) -> set[str]:
-        tree = self.trees[module]
-        if module in self.lazy:
-            eager = [node for node in tree.body if not code_names.is_deferred(node)]
-            tree = ast.Module(body=eager, type_ignores=[])
+        body = self.trees[module].body
+        eager = [node for node in body if not code_names.is_deferred(node)]
+        tree = ast.Module(body=eager, type_ignores=[])
         return code_names.dotted_names(
             code_names.absolute(tree, self._package_of(module))
         )
@@ -171,13 +169,18 @@ class Package:
                 return entries[name]
         return {module for module in self.trees if module.startswith(f"{room}.")}
 
-    def _entries(self, found: set[str], texts: set[str], names: set[str]) -> set[str]:
+    def _entries(
+        self, found: set[str], texts: set[str], names: set[str], all_entries: bool
+    ) -> set[str]:
         """Modules behind those entries of imported tables that someone names."""
         modules: set[str] = set()
         for module in found & self.tables.keys() - self.lazy:
             for table, entries in self.tables[module].items():
                 # Who takes the whole table may use any of its entries.
-                whole = EVERYTHING in texts or f"{module}.{table}" in names
+                path = f"{module}.{table}"
+                whole = all_entries or any(
+                    name == path or name.startswith(f"{path}.") for name in names
+                )
                 chosen = entries if whole else entries.keys() & texts
                 modules |= set().union(*(entries[key] for key in chosen))
         return modules

@@ -37,13 +37,14 @@ from typing import Any
 import yaml
 
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments.grid_job import hold
+from needsaug_lite.experiments import grid_job
+from needsaug_lite.experiments.records import read_record, row_path
 from needsaug_lite.experiments.spec import Spec
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("experiment", "profile", "deviations", "base", "runs", "settings", "seeds")
-RUN = (sys.executable, "-c", "from needsaug_lite.cli import app; app()", "run")
+RUN = (sys.executable, "-c", "from needsaug_lite.cli import main; main()", "run")
 SNAKEFILE = Path(__file__).with_name("grid.smk")
 
 
@@ -150,25 +151,14 @@ def seeds(text: int | str | Sequence[int]) -> list[int]:
     return numbers
 
 
-def row_stands(row: Path, spec: Spec) -> bool:
+def row_stands(spec: Spec, results: Path) -> bool:
     """True if the row of this spec exists and is what its name says.
 
     Raises:
-        UserError: if the file is not a row or holds another run; it is left alone.
+        UserError: if the file is not that row; it is left alone.
     """
-    if not row.is_file():
-        return False
-    try:
-        content = json.loads(row.read_text(encoding="utf-8"))
-        found = {content["run_id"], Spec.model_validate(content["spec"]).run_id}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{row} is not a readable row ({error}); move it away"
-        ) from error
-    if found != {spec.run_id}:
-        names = ", ".join(sorted(map(str, found)))
-        raise UserError(f"{row} holds the run {names}, not {spec.run_id}; move it away")
-    return True
+    row = row_path(spec, results)
+    return row.is_file() and bool(read_record(row))
 
 
 def run_grid(
@@ -209,8 +199,7 @@ def run_grid(
     """
     specs = expand(_read(file))
     results = results.resolve()
-    rows = {s.run_id: results / s.experiment / f"{s.run_id}.json" for s in specs}
-    pending = [s for s in specs if not row_stands(rows[s.run_id], s)]
+    pending = [s for s in specs if not row_stands(s, results)]
     present = len(specs) - len(pending)
     if dry_run or not pending:
         return GridReport(present, 0, planned=tuple(pending))
@@ -219,12 +208,12 @@ def run_grid(
     options += ["--root", str(root.resolve())] if root else []
     with _driver(work) as lock:
         # An earlier driver may have finished some of them while we waited.
-        pending = [s for s in pending if not row_stands(rows[s.run_id], s)]
+        pending = [s for s in pending if not row_stands(s, results)]
         _write_plan(work, pending, [*command, *options])
         arguments = ["--cores", str(cores), *snakemake_arguments]
         arguments += ["--keep-going"] if keep_going else []
         _snakemake(work, arguments, lock)
-    missing = [s for s in pending if not row_stands(rows[s.run_id], s)]
+    missing = [s for s in pending if not row_stands(s, results)]
     failed = tuple(FailedRun(s, work / "logs" / f"{s.run_id}.log") for s in missing)
     return GridReport(present, len(specs) - present - len(missing), failed)
 
@@ -269,7 +258,8 @@ def _write_plan(work: Path, pending: Sequence[Spec], command: Sequence[str]) -> 
         (work / folder).mkdir(parents=True, exist_ok=True)
     for spec in pending:
         (work / "specs" / f"{spec.run_id}.json").write_text(spec.model_dump_json())
-    job = [sys.executable, "-m", "needsaug_lite.experiments.grid_job"]
+    # As a file, not as a module: the lock needs nothing of the library.
+    job = [sys.executable, "-P", grid_job.__file__]
     plan = {
         "pending": [spec.run_id for spec in pending],
         "job": shlex.join(job),
@@ -282,7 +272,7 @@ def _write_plan(work: Path, pending: Sequence[Spec], command: Sequence[str]) -> 
 def _driver(work: Path) -> Iterator[int]:
     """Be the only driver of a work folder; clear up after one that was killed."""
     work.mkdir(parents=True, exist_ok=True)
-    with hold(work / "driver.lock", wait_message=(
+    with grid_job.hold(work / "driver.lock", wait_message=(
         f"An earlier call still works on {work}; waiting for it to end"
     )) as lock:  # fmt: skip
         if any((work / ".snakemake" / "locks").glob("*")):

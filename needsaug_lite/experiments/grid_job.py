@@ -1,6 +1,6 @@
 """Hold a lock while one run of a grid works, so that no run goes twice at once.
 
-    python -m needsaug_lite.experiments.grid_job LOCK COMMAND ...
+    python grid_job.py LOCK COMMAND ...
 
 The lock belongs to the open file, and the run inherits it: it is free again exactly
 when the run has ended, however it ended, also if its driver was killed before it.

@@ -32,9 +32,13 @@ def prepare(
     spec: Spec, root: Path | None = None, device: str | torch.device = "cpu"
 ) -> Prepared:
     """Load the data, build the network from the seed, and make the method."""
-    splits = data.load(
-        spec.data.name, root, seed=spec.seed, **spec.data.model_dump(exclude={"name"})
-    ).to(device)
+    options = spec.data.model_dump(exclude={"name"})
+    splits = data.load(spec.data.name, root, seed=spec.seed, **options)
+    return prepare_with(splits.to(device), spec)
+
+
+def prepare_with(splits: Splits, spec: Spec) -> Prepared:
+    """Network and method of a spec for data that are at hand, on their device."""
     chosen = registry.entry(spec.method)
     method_class = chosen.load()
     torch.manual_seed(spec.seed)
@@ -46,7 +50,7 @@ def prepare(
         feature_dim=spec.model.feature_dim,
         head=method_class.head,
         weights=spec.model.weights,
-    ).to(device)
+    ).to(splits.train.labels.device)
     normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
     method = method_class(
         model,

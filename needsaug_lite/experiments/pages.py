@@ -1,0 +1,217 @@
+"""Generated pages of the book: measured rows, and the papers' tables beside ours.
+
+python -m needsaug_lite.experiments.pages --results book/results --out book/generated
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import comparisons
+from needsaug_lite.experiments.paper_tables import paper_results
+from needsaug_lite.experiments.records import Record, load_records
+from needsaug_lite.files import write_text
+
+METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "geometric_mean": "geometric mean",
+    "few": "few-shot classes",
+    "ece": "ECE",
+}
+TITLES = {
+    "needs_aware": "Needs-aware generation",
+    "mgr": "Meta generative regularisation",
+    "autobalance": "AutoBalance",
+    "facog": "FACoG",
+    "meta_iada": "Implicit adversarial data augmentation",
+}
+# How the papers name the methods that can be run here. A name counts only where the
+# paper means the same algorithm; everything else stays empty.
+PAPER_NAMES = {
+    "cross_entropy": {"CE", "Cross-Entropy", "Vanilla ResNet"},
+    "focal": {"Focal loss"},
+    "class_balanced_focal": {"CB-Focal", "Class-Balanced Focal"},
+    "class_balanced": {"Class-Balanced CE"},
+    "deferred_reweighting": {"CE-DRW"},
+    "ldam": {"LDAM", "LDAM loss"},
+    "ldam_drw": {"LDAM-DRW"},
+    "logit_adjustment": {"LA", "LA loss (τ = 1)", "Logit Adj."},
+    "class_dependent_temperature": {"CDT loss"},
+}
+_SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
+_PERCENT: dict[str, Callable[[Record], float]] = {
+    "accuracy_pct": lambda record: 100 * float(record.metrics["top1"]),
+    "balanced_error_pct": lambda record: (
+        100 * (1 - float(record.metrics["balanced_accuracy"]))
+    ),
+    "ece_pct": lambda record: 100 * float(record.metrics["ece"]),
+}
+
+
+def measured_tables(records: Sequence[Record]) -> str:
+    """One section per experiment: settings, means with intervals, verdicts."""
+    if not records:
+        return "No row has been recorded yet.\n"
+    parts = []
+    for name in sorted({record.spec.experiment for record in records}):
+        rows = [record for record in records if record.spec.experiment == name]
+        parts += [f"### `{name}`", _settings(rows), _measured(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _settings(rows: Sequence[Record]) -> str:
+    spec = rows[0].spec
+    profiles = ", ".join(sorted({row.spec.profile for row in rows}))
+    tail = f", imbalance {spec.data.imbalance:g}" if spec.data.imbalance else ""
+    lines = [
+        f"Profile **{profiles}**; {spec.data.name}{tail}, "
+        f"{sum(rows[0].class_counts):,} training images for seed {spec.seed}; "
+        f"{spec.model.backbone}, {spec.epochs} epochs; measured on the "
+        f"{'test' if spec.evaluate_on == 'test' else 'validation'} images."
+    ]
+    deviations = sorted({text for row in rows for text in row.spec.deviations})
+    if deviations:
+        lines.append("Deviations from the papers: " + "; ".join(deviations) + ".")
+    return "\n\n".join(lines)
+
+
+def _measured(rows: Sequence[Record]) -> str:
+    """Mean ± interval per method and setting, and the verdict against CE."""
+    lines = []
+    for (label, setting), group in _groups(rows).items():
+        values: dict[str, Any] = {"method": f"{label} {setting}".strip()}
+        values["seeds"] = len(group)
+        for key, title in METRICS.items():
+            numbers = [r.metrics[key] for r in group if r.metrics.get(key) is not None]
+            values[title] = comparisons.interval(numbers).text()
+        values["_order"] = -sum(r.metrics["balanced_accuracy"] for r in group) / len(
+            group
+        )
+        lines.append(values)
+    ordered = sorted(lines, key=lambda line: float(line.pop("_order")))
+    return markdown(pd.DataFrame(ordered))
+
+
+def _groups(rows: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Rows by method and by what differs between settings of one experiment."""
+    plain = [_flat(row.spec.model_dump(mode="json", exclude=_REMARKS)) for row in rows]
+    names = sorted({name for values in plain for name in values})
+    varied = [n for n in names if len({json.dumps(v.get(n)) for v in plain}) > 1]
+    shown = [n for n in varied if not n.startswith(("hyperparameters", "method"))]
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for row, values in zip(rows, plain, strict=True):
+        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in shown)
+        setting = f"({text})" if text else ""
+        groups.setdefault((comparisons.label(row), setting), []).append(row)
+    return groups
+
+
+_REMARKS = {"seed", "deviations"}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def paper_tables(paper: str, records: Sequence[Record]) -> str:
+    """Every table of one paper: its number, and the mean of our full rows or nothing."""
+    numbers = paper_results(paper)
+    parts = []
+    for (table, dataset), group in numbers.groupby(["table", "dataset"], dropna=False):
+        data = "" if pd.isna(dataset) else f": {dataset}"
+        lines = [_paper_line(line, records) for line in group.to_dict("records")]
+        body = markdown(pd.DataFrame(lines))
+        title = f"{_table_name(str(table))}{data} ({len(lines)} numbers)"
+        parts.append(f"````{{dropdown}} {title}\n{body}\n````")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table_name(table: str) -> str:
+    return f"Table {table.removeprefix('T')}"
+
+
+def _paper_line(line: dict[str, Any], records: Sequence[Record]) -> dict[str, str]:
+    spread = "" if pd.isna(line["std"]) else f" ± {line['std']:g}"
+    setting = "" if pd.isna(line["setting"]) else str(line["setting"])
+    what = ", ".join(part for part in (setting, str(line["metric"])) if part)
+    ours = our_full_rows(line, records)
+    measure = _PERCENT.get(str(line["metric"]))
+    values = [measure(record) for record in ours] if measure else []
+    return {
+        "method": str(line["method"]),
+        "setting, metric": what.replace(";", ", "),
+        "paper": f"{line['value']:g}{spread}",
+        "ours (full)": comparisons.interval(values).text(1.0, 2) if values else "",
+    }
+
+
+def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Record]:
+    """Full rows of the same method on the same data at the same imbalance."""
+    setting = str(line["setting"])
+    name = _SAME_DATA.get(str(line["dataset"]))
+    if name is None or not setting.startswith("imbalance=") or ";" in setting:
+        return []
+    imbalance = float(setting.removeprefix("imbalance="))
+    return [
+        record
+        for record in records
+        if record.spec.profile == "full"
+        and record.spec.evaluate_on == "test"
+        and record.spec.data.name == name
+        and record.spec.data.imbalance == imbalance
+        and line["method"] in PAPER_NAMES.get(record.spec.method, set())
+    ]
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A Markdown table; characters that would break a cell are escaped."""
+    if frame.empty:
+        return "Not measured yet."
+
+    def cell(value: Any) -> str:
+        return str(value).replace("|", "\\|").replace("\n", " ").replace("_", "\\_")
+
+    head = [str(column) for column in frame.columns]
+    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
+    rule = ["---" if i < 1 else "---:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
+
+
+def write_pages(results: Path, out: Path) -> list[Path]:
+    """Write all generated tables; one file for our rows and one per paper."""
+    records = load_records(results)
+    pages = {"results_tables.md": measured_tables(records)}
+    for paper in TITLES:
+        pages[f"paper_{paper}.md"] = paper_tables(paper, records)
+    for name, text in pages.items():
+        write_text(out / name, text)
+    return [out / name for name in pages]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        write_pages(options.results, options.out)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

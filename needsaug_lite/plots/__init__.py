@@ -1,0 +1,1 @@
+"""The figures that the book and the command line share."""

@@ -1,0 +1,276 @@
+"""A grid computes each missing row once, loses none, and survives interruptions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments.grid import GridReport, expand, merged, run_grid, seeds
+from needsaug_lite.experiments.records import Record, row_path
+from needsaug_lite.experiments.spec import Spec
+
+# Stands in for `needsaug run`: copies a prepared row, notes that it was called, and
+# fails or sleeps where the test wants it.
+STUB = """
+import json, os, pathlib, sys, time
+import argparse
+p = argparse.ArgumentParser()
+for name in ("--spec", "--results", "--device", "--root"):
+    p.add_argument(name)
+o = p.parse_args()
+here = pathlib.Path(__file__).parent
+run_id = pathlib.Path(o.spec).stem
+row = next(here.glob(f"rows/*/{run_id}.json"))
+target = pathlib.Path(o.results) / row.parent.name / row.name
+if target.exists():
+    sys.exit(0)
+with (here / "calls").open("a") as calls:
+    calls.write(run_id + "\\n")
+if (here / "slow").exists():
+    time.sleep(float((here / "slow").read_text()))
+if (here / f"fail_{run_id}").exists():
+    print("it broke on purpose")
+    sys.exit(1)
+target.parent.mkdir(parents=True, exist_ok=True)
+partial = target.with_suffix(".part")
+partial.write_text(row.read_text())
+os.replace(partial, target)
+"""
+GRID: dict[str, Any] = {
+    "experiment": "long_tail",
+    "profile": "lite",
+    "base": {"data": {"name": "digits", "imbalance": 20}, "epochs": 2},
+    "runs": [{"method": "cross_entropy"}, {"method": "ldam"}],
+    "seeds": "0-1",
+}
+
+
+def record(spec: Spec) -> Record:
+    return Record(
+        run_id=spec.run_id,
+        method_version=spec.method_version,
+        spec=spec,
+        metrics={},
+        class_counts=[1],
+        history=[],
+        seconds=0.0,
+        peak_memory_mib=0.0,
+        threads=1,
+        device="cpu",
+        data_checksum="",
+        versions={},
+        python="",
+        code_version="",
+        created="",
+    )
+
+
+class Bench:
+    """A grid file, prepared rows and a stand-in for the command."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.specs = expand(GRID)
+        self.results = folder / "results"
+        self.file = folder / "grid.yaml"
+        self.file.write_text(yaml.safe_dump(GRID))
+        (folder / "stub.py").write_text(STUB)
+        for spec in self.specs:
+            record(spec).save(folder / "rows")
+
+    def run(self, **options: Any) -> GridReport:
+        return run_grid(
+            self.file,
+            self.results,
+            cores=2,
+            work=self.folder / "work",
+            command=(sys.executable, str(self.folder / "stub.py")),
+            **options,
+        )
+
+    def calls(self) -> list[str]:
+        file = self.folder / "calls"
+        return file.read_text().split() if file.exists() else []
+
+    def rows(self) -> set[str]:
+        return {row.stem for row in self.results.rglob("*.json")}
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_expansion_is_the_product_in_the_order_of_the_file() -> None:
+    grid = GRID | {"settings": [{"epochs": 1}, {"data": {"imbalance": 5}}]}
+    specs = expand(grid)
+    found = [(s.method, s.epochs, s.data.imbalance, s.seed) for s in specs]
+    assert found == [
+        (method, *setting, seed)
+        for method in ("cross_entropy", "ldam")
+        for setting in ((1, 20), (2, 5))
+        for seed in (0, 1)
+    ]
+    assert {s.experiment for s in specs} == {"long_tail"}
+    assert {s.data.name for s in specs} == {"digits"}, "nested values are merged"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sedes": [1]}, "unknown keys in the grid: sedes"),
+        ({"seeds": None}, "needs a value for `seeds`"),
+        ({"seeds": [1, 1]}, "two runs of the grid are the same"),
+        ({"seeds": "4-2"}, "empty range"),
+        ({"seeds": "a-b"}, "expected a list or a range"),
+        ({"runs": [{"method": "ldam"}] * 2}, "two runs of the grid are the same"),
+        ({"runs": [{"metod": "ldam"}]}, r"metod: unknown name"),
+        ({"runs": [{"method": "no_such_method"}]}, "unknown method"),
+        ({"runs": ["ldam"]}, "partial spec"),
+    ],
+)
+def test_a_wrong_grid_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(GRID | change)
+
+
+@given(st.integers(0, 50), st.integers(0, 20))
+def test_a_range_of_seeds_holds_both_ends(first: int, more: int) -> None:
+    last = first + more
+    assert seeds(f"{first}-{last}") == list(range(first, last + 1))
+    assert seeds(f"{first}, {last}") == [first, last]
+
+
+nested = st.recursive(
+    st.integers(),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+).filter(lambda value: isinstance(value, dict))
+
+
+@given(nested, nested, nested)
+def test_merging_keeps_its_parts_and_is_associative(
+    one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]
+) -> None:
+    assert merged(one, one) == one
+    assert merged(one, {}) == one == merged({}, one)
+    for key, value in two.items():
+        if not isinstance(value, dict):
+            assert merged(one, two)[key] == value
+    assert set(merged(one, two, three)) == set(one) | set(two) | set(three)
+
+
+def test_a_wrong_row_stops_everything_and_stays(bench: Bench) -> None:
+    row = row_path(bench.specs[0], bench.results)
+    row.parent.mkdir(parents=True)
+    for text in (
+        '{"run_id": "x"}',
+        "half a r",
+        record(bench.specs[1]).model_dump_json(),
+    ):
+        row.write_text(text)
+        with pytest.raises(UserError, match=row.name):
+            bench.run()
+        assert row.read_text() == text
+    assert bench.calls() == []
+
+
+def test_a_dry_run_runs_nothing(bench: Bench) -> None:
+    report = bench.run(dry_run=True)
+    assert [s.run_id for s in report.planned] == [s.run_id for s in bench.specs]
+    assert report.exit_code == 0
+    assert bench.calls() == []
+
+
+@pytest.mark.slow
+def test_rows_are_computed_once_and_failures_are_listed(bench: Bench) -> None:
+    present, broken = bench.specs[0], bench.specs[1]
+    record(present).save(bench.results)
+    row = row_path(present, bench.results)
+    before = (row.read_text(), row.stat().st_mtime_ns)
+    (bench.folder / f"fail_{broken.run_id}").touch()
+
+    report = bench.run(keep_going=True)
+    assert report.exit_code == 1
+    assert (report.present, report.computed) == (1, 2)
+    assert [f.spec.run_id for f in report.failed] == [broken.run_id]
+    assert "it broke on purpose" in report.failed[0].log.read_text()
+    assert str(report.failed[0].log) in report.summary()
+    assert sorted(bench.calls()) == sorted(s.run_id for s in bench.specs[1:])
+    assert bench.rows() == {s.run_id for s in bench.specs} - {broken.run_id}
+
+    # The same call again fails again; mended, it computes the missing row only.
+    assert bench.run(keep_going=True).exit_code == 1
+    (bench.folder / f"fail_{broken.run_id}").unlink()
+    assert bench.run().exit_code == 0
+    assert bench.calls().count(broken.run_id) == 3
+    assert all(bench.calls().count(s.run_id) == 1 for s in bench.specs[2:])
+    assert (row.read_text(), row.stat().st_mtime_ns) == before
+
+    # A row that someone removed is computed again, the others are not.
+    row.unlink()
+    assert bench.run().computed == 1
+    assert bench.rows() == {s.run_id for s in bench.specs}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["driver", "snakemake"])
+def test_a_killed_grid_goes_on_without_doing_a_run_twice(
+    bench: Bench, victim: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (bench.folder / "slow").write_text("4")
+    arguments = json.dumps(
+        {
+            "file": str(bench.file),
+            "results": str(bench.results),
+            "work": str(bench.folder / "work"),
+            "stub": str(bench.folder / "stub.py"),
+        }
+    )
+    code = f"""
+import json, sys
+from pathlib import Path
+from needsaug_lite.experiments.grid import run_grid
+a = json.loads({arguments!r})
+run_grid(Path(a["file"]), Path(a["results"]), cores=2, work=Path(a["work"]),
+         command=(sys.executable, a["stub"]))
+"""
+    driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(bench.calls()) < 2:
+        assert time.monotonic() < deadline, "the grid did not start"
+        time.sleep(0.1)
+    if victim == "snakemake":
+        os.kill(_child(driver.pid), signal.SIGKILL)
+    driver.kill()
+    driver.wait()
+
+    report = bench.run()
+    assert report.exit_code == 0
+    assert bench.rows() == {s.run_id for s in bench.specs}
+    assert sorted(bench.calls()) == sorted(s.run_id for s in bench.specs)
+    word = "was killed" if victim == "snakemake" else "still works on"
+    assert word in caplog.text
+
+
+def _child(pid: int) -> int:
+    listing = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(pid)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in listing.stdout.splitlines() if "snakemake" in line]
+    return int(lines[0].split()[0])
