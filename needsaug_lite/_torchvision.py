@@ -22,7 +22,7 @@ def ensure() -> None:
     if "torchvision" in sys.modules and hasattr(sys.modules["torchvision"], "models"):
         return
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

@@ -73,6 +73,7 @@ class StandardAugmentation:
     cutout: int = 0
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
+        """Change a uint8 batch (B, C, H, W)."""
         if self.crop:
             images = random_crop(images, self.crop, draw)
         if self.flip:

@@ -86,16 +86,19 @@ class OnDisk:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         return self.channels, self.size, self.size
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def subset(self, index: Tensor) -> OnDisk:
+        """The images at `index`."""
         chosen = tuple(self.paths[i] for i in index.tolist())
         return OnDisk(chosen, self.channels, self.size, self.workers)
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """One uint8 tensor (B, C, H, W) per tensor of indices."""
         decoded = _Decoded(self.paths, self.channels, self.size)
         batches = [chunk.tolist() for chunk in chunks]
         yield from DataLoader(
@@ -112,6 +115,7 @@ class OnDisk:
         return hashlib.sha256("\n".join(lines).encode()).digest()
 
     def to(self, device: torch.device | str) -> OnDisk:
+        """Images on disk stay where they are."""
         return self
 
 

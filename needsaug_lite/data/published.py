@@ -35,13 +35,16 @@ class Idx:
 
     @property
     def folder(self) -> str:
+        """Folder below the root."""
         return f"{self.dataset.__name__}/raw"
 
     @property
     def md5(self) -> dict[str, str]:
+        """MD5 of every file."""
         return dict(self.dataset.resources)
 
     def read(self, folder: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+        """Training arrays, test arrays and class names."""
         names = tuple(label.split(" - ")[0] for label in self.dataset.classes)
         return _read_idx_pair(folder, "train"), _read_idx_pair(folder, "t10k"), names
 
@@ -55,15 +58,18 @@ class Cifar:
 
     @property
     def folder(self) -> str:
+        """Folder below the root."""
         return str(self.dataset.base_folder)
 
     @property
     def md5(self) -> dict[str, str]:
+        """MD5 of every file."""
         meta = self.dataset.meta
         parts = [*self.dataset.train_list, *self.dataset.test_list]
         return dict(parts) | {meta["filename"]: meta["md5"]}
 
     def read(self, folder: Path) -> tuple[Arrays, Arrays, tuple[str, ...]]:
+        """Training arrays, test arrays and class names."""
         meta = self.dataset.meta
         names = tuple(read_pickle(folder / meta["filename"])[meta["key"]])
         train, test = (

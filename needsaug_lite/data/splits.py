@@ -44,6 +44,7 @@ class InMemory:
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
         _, channels, height, width = self.pixels.shape
         return channels, height, width
 
@@ -51,16 +52,20 @@ class InMemory:
         return len(self.pixels)
 
     def subset(self, index: Tensor) -> InMemory:
+        """The images at `index`."""
         return InMemory(self.pixels[index.to(self.pixels.device)])
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
+        """One uint8 tensor (B, C, H, W) per tensor of indices."""
         for chunk in chunks:
             yield self.pixels[chunk.to(self.pixels.device)]
 
     def fingerprint(self) -> bytes:
+        """All pixels."""
         return self.pixels.cpu().contiguous().numpy().tobytes()
 
     def to(self, device: torch.device | str) -> InMemory:
+        """The same images on `device`."""
         return InMemory(self.pixels.to(device))
 
 
@@ -123,10 +128,12 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.class_names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the images."""
         return self.train.images.shape
 
     @property

@@ -127,12 +127,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def paper_tables(paper: str, records: Sequence[Record]) -> str:
-    """Every table of one paper: its number, and the mean of our full rows or nothing."""
+    """Every table of one paper: each number beside the mean of our full rows."""
     numbers = paper_results(paper)
     parts = []
     for (table, dataset), group in numbers.groupby(["table", "dataset"], dropna=False):
-        data = "" if pd.isna(dataset) else f": {dataset}"
-        lines = [_paper_line(line, records) for line in group.to_dict("records")]
+        data = f": {dataset}" if isinstance(dataset, str) else ""
+        numbered: list[Any] = group.to_dict("records")
+        lines = [_paper_line(line, records) for line in numbered]
         body = markdown(pd.DataFrame(lines))
         title = f"{_table_name(str(table))}{data} ({len(lines)} numbers)"
         parts.append(f"````{{dropdown}} {title}\n{body}\n````")

@@ -102,7 +102,9 @@ def focal(
     loss = (-torch.expm1(-loss)).clamp(min=0) ** gamma * loss
     if class_weight is not None:
         loss = class_weight[labels] * loss
-    return {"mean": loss.mean, "sum": loss.sum, "none": lambda: loss}[reduction]()
+    if reduction == "none":
+        return loss
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:

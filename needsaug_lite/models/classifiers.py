@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def convnet(channels: int, width: int) -> nn.Sequential:
     """Four 3x3 convolutions of widths w, w, 2w, 2w with batch norm; D = 2w."""
     layers: list[nn.Module] = []
     widths = [channels, width, width, 2 * width, 2 * width]
-    for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(widths)):
         layers += [
             nn.Conv2d(before, after, 3, padding=1, bias=False),
             nn.BatchNorm2d(after),
@@ -78,6 +79,7 @@ def resnet32(channels: int, feature_dim: int = 64) -> nn.Sequential:
     """The CIFAR ResNet-32: three stages of five blocks, widths D/4, D/2, D.
 
     Args:
+        channels: of the images.
         feature_dim: D, divisible by 4; 64 is the published network, 512 the
             feature length that facog states.
 

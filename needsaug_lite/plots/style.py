@@ -35,8 +35,8 @@ def look() -> Iterator[None]:
         # Names, not numbers, in the SVG and PDF: text can be searched.
         "svg.fonttype": "none",
     }
-    style = sns.axes_style("whitegrid", {"grid.color": "#DDDDDD"})
-    with mpl.rc_context({**style, **settings}), sns.color_palette(PALETTE):
+    style: Any = sns.axes_style("whitegrid", {"grid.color": "#DDDDDD"})
+    with mpl.rc_context(dict(style) | settings), sns.color_palette(PALETTE):
         yield
 
 

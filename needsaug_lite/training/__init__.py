@@ -3,7 +3,7 @@
 from needsaug_lite.training.checkpoint import load_checkpoint as load_checkpoint
 from needsaug_lite.training.checkpoint import save_checkpoint as save_checkpoint
 from needsaug_lite.training.loop import History as History
-from needsaug_lite.training.loop import TrainingDiverged as TrainingDiverged
+from needsaug_lite.training.loop import TrainingDivergedError as TrainingDivergedError
 from needsaug_lite.training.loop import fit as fit
 from needsaug_lite.training.schedules import Optimisation as Optimisation
 from needsaug_lite.training.stages import Method as Method

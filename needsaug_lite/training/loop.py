@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ Row = dict[str, Any]
 OnEpoch = Callable[[int, Method], Mapping[str, float]]
 
 
-class TrainingDiverged(UserError):
+class TrainingDivergedError(UserError):
     """A loss became infinite or not a number."""
 
 
@@ -75,7 +74,7 @@ def fit(
         The history of the whole run, including epochs before a resume.
 
     Raises:
-        TrainingDiverged: if a loss is not finite, naming stage, epoch and step.
+        TrainingDivergedError: if a loss is not finite, naming stage, epoch and step.
         UserError: if the checkpoint is damaged or of another run.
     """
     history, done = History(), 0
@@ -143,7 +142,7 @@ def _check(sums: dict[str, Tensor], stage: Stage, epoch: int, step: int) -> None
     for name, total in sums.items():
         value = float(total)
         if not math.isfinite(value):
-            raise TrainingDiverged(
+            raise TrainingDivergedError(
                 f"{name} became {value} in stage {stage.name!r}, epoch {epoch}, at or "
                 f"shortly before step {step}. Lower the learning rate, or look for "
                 "images or labels that are not what they should be"

@@ -14,7 +14,8 @@ from needsaug_lite.data import Batch
 class BatchSource(Protocol):
     """Anything that yields the batches of an epoch, the same ones every time."""
 
-    def epoch(self, epoch: int) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch."""
 
     def __len__(self) -> int: ...
 

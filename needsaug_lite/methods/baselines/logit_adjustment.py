@@ -31,6 +31,7 @@ class LogitAdjustment(Supervised):
         self.class_prior = splits.class_prior
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the adjusted logits."""
         return losses.logit_adjusted(
             logits, labels, class_prior=self.class_prior, tau=self.tau
         )
@@ -52,6 +53,7 @@ class VectorScaling(Supervised):
         self.gamma, self.tau = gamma, tau
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the scaled and shifted logits."""
         return losses.vector_scaling(
             logits, labels, counts=self.counts, gamma=self.gamma, tau=self.tau
         )
@@ -72,6 +74,7 @@ class ClassDependentTemperature(Supervised):
         self.gamma = gamma
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the damped logits."""
         return losses.class_dependent_temperature(
             logits, labels, counts=self.counts, gamma=self.gamma
         )

@@ -42,6 +42,7 @@ class LDAM(Deferred):
         self.scale = model.head.scale
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy with margins, weighted once the deferred weights are on."""
         return losses.ldam(
             logits,
             labels,

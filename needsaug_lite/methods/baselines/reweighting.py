@@ -34,6 +34,7 @@ class ClassBalanced(Supervised):
         self.class_weight = losses.class_balanced_weights(self.counts, beta)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Weighted cross-entropy."""
         return losses.cross_entropy(logits, labels, class_weight=self.class_weight)
 
 
@@ -54,6 +55,7 @@ class Focal(Supervised):
         self.class_weight = losses.class_balanced_weights(self.counts, beta)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss, weighted if beta > 0."""
         return losses.focal(
             logits, labels, gamma=self.gamma, class_weight=self.class_weight
         )
@@ -74,4 +76,5 @@ class DeferredReweighting(Deferred):
         super().__init__(model, splits, start=start, beta=beta, **common)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy, weighted once the deferred weights are on."""
         return losses.cross_entropy(logits, labels, class_weight=self.class_weight)
