@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from needsaug_lite.data.fetch import fetch
+from needsaug_lite.data.downloads import fetch
 from needsaug_lite.errors import UserError
 
 

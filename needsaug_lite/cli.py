@@ -307,7 +307,7 @@ def data_fetch(
     root: Root = None,
 ) -> None:
     """Download a data set, verify it, and put it into place."""
-    from needsaug_lite.data.fetch import fetch
+    from needsaug_lite.data.downloads import fetch
     from needsaug_lite.data.sources import default_root
 
     for path in fetch(name, default_root(root)):

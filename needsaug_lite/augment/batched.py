@@ -7,8 +7,10 @@ device; the pixels stay where they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -68,9 +70,9 @@ class StandardAugmentation:
         cutout: side of the erased square in pixels, 0 for none.
     """
 
-    crop: int = 0
+    crop: Annotated[int, Ge(0)] = 0
     flip: bool = False
-    cutout: int = 0
+    cutout: Annotated[int, Ge(0)] = 0
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
         """Change a uint8 batch (B, C, H, W)."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from needsaug_lite.data import bias, folders
+from needsaug_lite.data import arrays, bias, folders
 from needsaug_lite.data.published import SOURCES, load_published
 from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
 from needsaug_lite.errors import UserError
@@ -75,6 +75,11 @@ def load(
         raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
     if n_max is not None and n_max < 1:
         raise UserError(f"n_max is {n_max}; the largest class needs at least 1 image")
+    if image_size is not None and not Path(name_or_path).is_dir():
+        raise UserError(
+            f"image_size is for a folder of images; {name_or_path} has a size of its "
+            "own, leave image_size out"
+        )
     splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
     splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
     if imbalance is not None or counts is not None:
@@ -107,7 +112,7 @@ def _load_plain(
         train, test, classes = load_published(name, default_root(root))
         splits = _splits(_examples(*train), _examples(*test), classes, name)
     elif name.endswith(".npz"):
-        splits = _splits(*folders.read_npz(Path(name)), name)
+        splits = _splits(*arrays.read_npz(Path(name)), name)
     elif Path(name).is_dir():
         return _folder(Path(name), image_size or 32, channels, skip_broken)
     else:

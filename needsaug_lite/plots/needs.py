@@ -72,13 +72,14 @@ def counts_and_accuracy(
     with style.look():
         figure, axes = pyplot.subplots(figsize=(WIDTH, 3.8))
         axes.plot(counts, accuracy, "o", color=style.BLUE)
-        if interval is not None:
-            bars = {"yerr": _reach(accuracy, *interval), "ecolor": style.BLUE}
-            axes.errorbar(counts, accuracy, fmt="none", capsize=3, **bars)
-        for number, name in enumerate(names):
-            point = counts[number], accuracy[number]
-            beside = 5, 5 - 18 * (number % 2)
-            axes.annotate(name, point, beside, textcoords="offset points", fontsize=9)
+        low, high = interval or (accuracy, accuracy)
+        reach = _reach(accuracy, low, high)
+        axes.errorbar(counts, accuracy, reach, fmt="none", ecolor=style.BLUE, capsize=3)
+        middle: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+        for number, name in enumerate(names):  # beyond the interval, by turns
+            end, beside = (low, (0, -15)) if number % 2 else (high, (0, 6))
+            point = counts[number], end[number]
+            axes.annotate(name, point, beside, fontsize=9, **middle)
         axes.margins(0.12)
         _log_counts(axes)
         axes.set(xlabel="training images of the class", ylabel="accuracy, %")

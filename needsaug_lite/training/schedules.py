@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
 
 
@@ -27,14 +28,14 @@ class Optimisation:
         schedule: "step" as above, or "cosine" from lr to 0 after the warm-up.
     """
 
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 2e-4
+    lr: Annotated[float, Gt(0)] = 0.1
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    weight_decay: Annotated[float, Ge(0)] = 2e-4
     nesterov: bool = False
-    batch_size: int = 128
-    warmup: float = 0.025
-    milestones: tuple[float, ...] = (0.8, 0.9)
-    factor: float = 0.01
+    batch_size: Annotated[int, Gt(0)] = 128
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.025
+    milestones: tuple[Annotated[float, Ge(0), Le(1)], ...] = (0.8, 0.9)
+    factor: Annotated[float, Gt(0)] = 0.01
     schedule: Literal["step", "cosine"] = "step"
 
     def learning_rate(self, epoch: int, epochs: int) -> float:

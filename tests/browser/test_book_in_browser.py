@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +35,23 @@ THEMES = ("light", "dark")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 pytestmark = pytest.mark.browser
+
+# What reaches beyond the window and does not scroll in a box of its own.
+TOO_WIDE = """() => {
+  const root = document.documentElement;
+  const boxed = node => {
+    for (let n = node; n && n !== document.body; n = n.parentElement)
+      if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(n).overflowX))
+        return true;
+    return false;
+  };
+  const found = [...document.querySelectorAll('article *')]
+    .filter(n => n.getBoundingClientRect().right > root.clientWidth + 1 && !boxed(n))
+    .map(n => `${n.tagName}.${n.className}`);
+  if (root.scrollWidth > root.clientWidth)
+    found.unshift(`the page: ${root.scrollWidth} of ${root.clientWidth}`);
+  return found.slice(0, 5);
+}"""
 
 
 def chromium() -> str | None:
@@ -103,11 +121,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sync_api.Brows
         chosen.close()
 
 
-@pytest.fixture
-def visit(
-    browser: sync_api.Browser, address: str, request: pytest.FixtureRequest
+@contextmanager
+def window(
+    browser: sync_api.Browser, address: str, width: int, theme: str
 ) -> Iterator[Visit]:
-    width, theme = getattr(request, "param", (WIDTHS["desktop"], "light"))
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme=theme
     )
@@ -122,17 +139,34 @@ def visit(
     context.close()
 
 
-@pytest.mark.parametrize("name", toc_pages())
-def test_page_opens_without_an_error(visit: Visit, name: str) -> None:
-    visit.open(name)
+@pytest.fixture
+def visit(
+    browser: sync_api.Browser, address: str, request: pytest.FixtureRequest
+) -> Iterator[Visit]:
+    width, theme = getattr(request, "param", (WIDTHS["desktop"], "light"))
+    with window(browser, address, width, theme) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module", params=toc_pages())
+def opened(
+    browser: sync_api.Browser, address: str, request: pytest.FixtureRequest
+) -> Iterator[Visit]:
+    """One page at desktop width, opened once for the tests that only look."""
+    with window(browser, address, WIDTHS["desktop"], "light") as visit:
+        visit.open(request.param)
+        yield visit
+
+
+def test_page_opens_without_an_error(opened: Visit) -> None:
+    visit = opened
     assert visit.page.locator("article h1").first.inner_text().strip()
     assert visit.problems == []
     assert visit.outside() == []
 
 
-@pytest.mark.parametrize("name", toc_pages())
-def test_formulas_are_typeset(visit: Visit, name: str) -> None:
-    visit.open(name)
+def test_formulas_are_typeset(opened: Visit) -> None:
+    visit = opened
     formulas = visit.page.locator(".math").count()
     typeset = visit.page.locator(".math mjx-container").count()
     assert typeset >= formulas
@@ -147,9 +181,8 @@ def test_formulas_are_typeset(visit: Visit, name: str) -> None:
         )
 
 
-@pytest.mark.parametrize("name", toc_pages())
-def test_images_load_and_say_what_they_show(visit: Visit, name: str) -> None:
-    visit.open(name)
+def test_images_load_and_say_what_they_show(opened: Visit) -> None:
+    visit = opened
     images = visit.page.locator("article img")
     images.evaluate_all("nodes => nodes.forEach(n => { n.loading = 'eager'; })")
     visit.page.wait_for_function(
@@ -189,41 +222,20 @@ def test_internal_links_resolve(visit: Visit, built_book: Path) -> None:
     assert not broken
 
 
-@pytest.mark.parametrize("name", toc_pages())
-@pytest.mark.parametrize(
-    "visit",
-    [(width, theme) for width in WIDTHS.values() for theme in THEMES],
-    ids=[f"{width}-{theme}" for width in WIDTHS for theme in THEMES],
-    indirect=True,
-)
-def test_page_fits_its_window(
-    visit: Visit, name: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_pages_fit_their_window(
+    browser: sync_api.Browser, address: str, width: int, theme: str
 ) -> None:
-    visit.open(name)
-    root = visit.page.locator("html")
-    theme = request.node.callspec.params["visit"][1]
-    assert root.get_attribute("data-theme") == theme
-    too_wide = visit.page.evaluate(
-        """() => {
-          const width = document.documentElement.clientWidth;
-          const scrolls = node => {
-            for (let n = node; n && n !== document.body; n = n.parentElement) {
-              if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(n).overflowX))
-                return true;
-            }
-            return false;
-          };
-          return [...document.querySelectorAll('article *')]
-            .filter(n => n.getBoundingClientRect().right > width + 1 && !scrolls(n))
-            .map(n => n.tagName + '.' + n.className).slice(0, 5);
-        }"""
-    )
-    assert too_wide == []
-    scroll, client = visit.page.evaluate(
-        "() => [document.documentElement.scrollWidth,"
-        " document.documentElement.clientWidth]"
-    )
-    assert scroll <= client
+    wrong: dict[str, list[str]] = {}
+    with window(browser, address, width, theme) as visit:
+        for name in toc_pages():
+            visit.open(name)
+            root = visit.page.locator("html")
+            assert root.get_attribute("data-theme") == theme
+            if too_wide := visit.page.evaluate(TOO_WIDE):
+                wrong[name] = too_wide
+    assert wrong == {}
 
 
 @pytest.mark.parametrize(

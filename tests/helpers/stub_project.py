@@ -78,6 +78,13 @@ class StubProject:
         self.chapter("01_first", "from needsaug_lite import first")
         self.chapter("02_second", "from needsaug_lite import second")
 
+    @classmethod
+    def at(cls, root: Path) -> StubProject:
+        """The project that already lies in this folder."""
+        project = cls.__new__(cls)
+        project.root = root
+        return project
+
     def _write_library(self) -> None:
         build = self.root / "needsaug_lite/experiments"
         build.mkdir(parents=True)

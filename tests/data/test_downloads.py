@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from needsaug_lite.data import fetch as fetching
-from needsaug_lite.data.fetch import DOWNLOADS, RECORD, fetch
+from needsaug_lite.data import downloads as fetching
+from needsaug_lite.data.downloads import DOWNLOADS, RECORD, fetch
 from needsaug_lite.data.published import SOURCES
 from needsaug_lite.data.transfer import Remote
 from needsaug_lite.errors import UserError

@@ -1,0 +1,102 @@
+"""Runs write rows, rows are trusted only if they are what their name says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import Record, Spec, load_records, registry, run
+from needsaug_lite.experiments.records import read_record, row_path
+
+SMALL = {
+    "data": {"imbalance": 20},
+    "model": {"width": 4},
+    "optimisation": {"batch_size": 64},
+    "epochs": 1,
+    "profile": "smoke",
+}
+
+
+@pytest.fixture(scope="module")
+def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
+    results = tmp_path_factory.mktemp("results")
+    return results, run(Spec.checked(SMALL), results=results)
+
+
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_every_method_runs(method: str) -> None:
+    record = run(Spec.checked({**SMALL, "method": method}))
+    assert record.history[0]["loss"] > 0
+    assert 0 <= record.metrics["balanced_accuracy"] <= 1
+
+
+def test_a_run_repeats(row: tuple[Path, Record]) -> None:
+    again = run(Spec.checked(SMALL))
+    assert again.metrics == row[1].metrics
+    assert again.data_checksum == row[1].data_checksum
+
+
+def test_the_row_holds_what_is_promised(row: tuple[Path, Record]) -> None:
+    results, record = row
+    content = json.loads(row_path(record.spec, results).read_text())
+    assert content["run_id"] == record.spec.run_id
+    assert content["versions"]["torch"]
+    assert len(content["data_checksum"]) == 64
+    assert sum(content["class_counts"]) < 1198
+    assert content["spec"]["optimisation"]["momentum"] == 0.9
+    assert content["peak_memory_mib"] > 0
+    assert len(json.dumps(content)) < 20_000
+
+
+def test_a_row_that_exists_is_read(
+    row: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, record = row
+    from needsaug_lite import training
+
+    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("it trained"))
+    assert run(record.spec, results=results).metrics["top1"] == pytest.approx(
+        record.metrics["top1"], rel=1e-6
+    )
+
+
+def test_an_edited_row_is_refused(row: tuple[Path, Record], tmp_path: Path) -> None:
+    results, record = row
+    content = json.loads(row_path(record.spec, results).read_text())
+    content["spec"]["seed"] = 7
+    file = tmp_path / f"{record.run_id}.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="edited, or comes from another version"):
+        read_record(file)
+
+
+def test_a_renamed_or_broken_row_is_refused(
+    row: tuple[Path, Record], tmp_path: Path
+) -> None:
+    results, record = row
+    good = row_path(record.spec, results).read_text()
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    (folder / "0123456789abcdef.json").write_text(good)
+    with pytest.raises(UserError, match="holds the row of run"):
+        load_records(tmp_path)
+    (folder / "0123456789abcdef.json").write_text(good[:100])
+    with pytest.raises(UserError, match="no readable row"):
+        load_records(tmp_path)
+
+
+def test_committed_rows_are_valid_and_named_by_their_hash() -> None:
+    results = Path(__file__).parents[2] / "book/results"
+    for record in load_records(results):
+        assert record.spec.profile in ("lite", "reduced", "full")
+        assert record.spec.evaluate_on == "test" or "tuning" in record.spec.experiment
+
+
+def test_reporting_seeds_are_not_development_seeds() -> None:
+    records = load_records(Path(__file__).parents[2] / "book/results")
+    tuning = {r.spec.seed for r in records if r.spec.evaluate_on == "val"}
+    reported = {r.spec.seed for r in records if r.spec.evaluate_on == "test"}
+    assert not tuning & reported
