@@ -89,6 +89,5 @@ def test_batches_beside_torchvision(capsys: pytest.CaptureFixture[str]) -> None:
             torch.stack([theirs(image) for image in chunk])
 
     with capsys.disabled():
-        print(
-            f"\ntorchvision per image / batched: {paired_ratio(one_by_one, batched):.1f}"
-        )
+        ratio = paired_ratio(one_by_one, batched)
+        print(f"\ntorchvision per image / batched: {ratio:.1f}")
