@@ -90,8 +90,9 @@ def run(
     root: Root = None,
     device: Device = "cpu",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File to write after every epoch.")
+        Path | None, typer.Option(help="File to write while training.")
     ] = None,
+    every: Annotated[int, typer.Option(help="Epochs between checkpoints.", min=1)] = 1,
     resume: Annotated[
         bool, typer.Option(help="Continue from the checkpoint if it exists.")
     ] = False,
@@ -129,6 +130,7 @@ def run(
         results=results,
         device=device,
         checkpoint=checkpoint,
+        every=every,
         resume=resume,
         prepared=ready,
     )
