@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,20 +75,58 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 def summary(
     records: Sequence[Record], columns: Sequence[str] = ("balanced_accuracy",)
 ) -> pd.DataFrame:
-    """Per method: number of seeds, and mean ± half-width of each column, percent.
+    """Per method and setting: number of seeds, mean ± half-width of each column.
 
-    Methods are sorted by the first column, best first.
+    Values are in percent; lines are sorted by the first column, best first. A setting
+    is named behind the method where the rows differ in more than method and seed.
     """
-    table = frame(records)
     lines = []
-    for method, group in table.groupby("method"):
-        line: dict[str, Any] = {"method": method, "seeds": len(group)}
-        line["_order"] = group[columns[0]].mean()
+    for (method, setting), group in groups(records).items():
+        table = frame(group)
+        line: dict[str, Any] = {"method": f"{method} {setting}".strip()}
+        line["seeds"] = len(group)
+        line["_order"] = table[columns[0]].mean()
         for column in columns:
-            line[column] = interval(group[column].dropna().tolist()).text()
+            line[column] = interval(table[column].dropna().tolist()).text()
         lines.append(line)
     ordered = pd.DataFrame(lines).sort_values("_order", ascending=False)
     return ordered.drop(columns="_order").reset_index(drop=True)
+
+
+def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Rows by method and by the settings in which the given rows differ.
+
+    Returns:
+        Rows under (label, setting); the setting is "" where rows differ in nothing
+        but method, hyperparameters and seed, else like "(factor 0.1)".
+    """
+    plain = [
+        _flat(r.spec.model_dump(mode="json", exclude={"seed", "deviations"}))
+        for r in records
+    ]
+    names = sorted({name for values in plain for name in values})
+    varied = [
+        name
+        for name in names
+        if len({json.dumps(values.get(name)) for values in plain}) > 1
+        and not name.startswith(("hyperparameters", "method", "experiment"))
+    ]
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record, values in zip(records, plain, strict=True):
+        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in varied)
+        setting = f"({text})" if text else ""
+        found.setdefault((label(record), setting), []).append(record)
+    return found
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 @dataclass(frozen=True)

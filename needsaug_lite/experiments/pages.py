@@ -6,7 +6,6 @@ python -m needsaug_lite.experiments.pages --results book/results --out book/gene
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,47 +82,8 @@ def _settings(rows: Sequence[Record]) -> str:
 
 
 def _measured(rows: Sequence[Record]) -> str:
-    """Mean ± interval per method and setting, and the verdict against CE."""
-    lines = []
-    for (label, setting), group in _groups(rows).items():
-        values: dict[str, Any] = {"method": f"{label} {setting}".strip()}
-        values["seeds"] = len(group)
-        for key, title in METRICS.items():
-            numbers = [r.metrics[key] for r in group if r.metrics.get(key) is not None]
-            values[title] = comparisons.interval(numbers).text()
-        values["_order"] = -sum(r.metrics["balanced_accuracy"] for r in group) / len(
-            group
-        )
-        lines.append(values)
-    ordered = sorted(lines, key=lambda line: float(line.pop("_order")))
-    return markdown(pd.DataFrame(ordered))
-
-
-def _groups(rows: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Rows by method and by what differs between settings of one experiment."""
-    plain = [_flat(row.spec.model_dump(mode="json", exclude=_REMARKS)) for row in rows]
-    names = sorted({name for values in plain for name in values})
-    varied = [n for n in names if len({json.dumps(v.get(n)) for v in plain}) > 1]
-    shown = [n for n in varied if not n.startswith(("hyperparameters", "method"))]
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for row, values in zip(rows, plain, strict=True):
-        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in shown)
-        setting = f"({text})" if text else ""
-        groups.setdefault((comparisons.label(row), setting), []).append(row)
-    return groups
-
-
-_REMARKS = {"seed", "deviations"}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    """Mean ± interval per method and setting."""
+    return markdown(comparisons.summary(rows, tuple(METRICS)).rename(columns=METRICS))
 
 
 def paper_tables(paper: str, records: Sequence[Record]) -> str:

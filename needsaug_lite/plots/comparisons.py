@@ -74,6 +74,7 @@ def method_intervals(
     *,
     reference: float | None = None,
     published: Mapping[str, float] | None = None,
+    published_label: str = "published",
     scale: float = 100.0,
 ) -> Figure:
     """Mean and 95% interval of every method, one below the other.
@@ -83,6 +84,7 @@ def method_intervals(
         label: of the horizontal axis.
         reference: where a dashed line is drawn, e.g. 0 for differences.
         published: numbers of the papers by the same names, drawn hollow.
+        published_label: what the legend calls them.
         scale: what the numbers are multiplied with, 100 for percent.
 
     Returns:
@@ -100,7 +102,7 @@ def method_intervals(
             if name in printed:
                 axes.plot(
                     scale * printed[name], row, "D", markerfacecolor="none",
-                    color=style.RED, label="published",
+                    color=style.RED, label=published_label,
                 )  # fmt: skip
         if reference is not None:
             axes.axvline(scale * reference, color=style.BLACK, ls="--", lw=1)
@@ -175,6 +177,7 @@ def _some(places: Any, at_most: int = 12) -> Any:
 
 def _legend_above(figure: Figure, count: int) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
+    columns = 2 if count == 4 else min(count, 3)
     figure.legend(
-        handles, names, loc="outside upper center", ncols=min(count, 3), fontsize=10
+        handles, names, loc="outside upper center", ncols=columns, fontsize=10
     )
