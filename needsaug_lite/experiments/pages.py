@@ -61,6 +61,7 @@ def measured_tables(records: Sequence[Record]) -> str:
     parts = []
     for name in sorted({record.spec.experiment for record in records}):
         rows = [record for record in records if record.spec.experiment == name]
+        rows.sort(key=lambda record: record.spec.seed)
         parts += [f"### `{name}`", _settings(rows), _measured(rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -143,7 +144,9 @@ def markdown(frame: pd.DataFrame) -> str:
         return "Not measured yet."
 
     def cell(value: Any) -> str:
-        return str(value).replace("|", "\\|").replace("\n", " ").replace("_", "\\_")
+        # Non-breaking spaces keep "78.6 ± 0.6" on one line.
+        text = str(value).replace(" ± ", "\u00a0±\u00a0").replace("\n", " ")
+        return text.replace("|", "\\|").replace("_", "\\_")
 
     head = [str(column) for column in frame.columns]
     rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]

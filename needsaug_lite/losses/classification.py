@@ -33,7 +33,7 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     Raises:
         ValueError: if beta is outside [0, 1) or a count is below 1.
 
-    Source: Cui et al. 2019, Eq. 2 and Sec. 4.
+    Source: Cui et al. 2019, Proposition 1 and the class-balanced weights built on it.
     """
     if not 0 <= beta < 1:
         raise ValueError(f"beta is {beta}; it must lie in [0, 1)")
@@ -119,7 +119,7 @@ def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
     Returns:
         Margins, float32, shape (C,).
 
-    Source: Cao et al. 2019, Eq. 13 with the constants of the published code.
+    Source: Cao et al. 2019, Sec. 3.1, with the constants of the published code.
     """
     return max_margin * (counts.min() / counts).float() ** 0.25
 
@@ -147,7 +147,7 @@ def ldam(
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
 
-    Source: Cao et al. 2019, Eq. 10 with a normalised head.
+    Source: Cao et al. 2019, Sec. 3.2, with a normalised head.
     """
     shift = functional.one_hot(labels, logits.shape[1]) * margins[labels].unsqueeze(1)
     return cross_entropy(
@@ -217,7 +217,7 @@ def vector_scaling(
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
 
-    Source: Kini et al. 2021, Eq. 3, with the constants of its published code.
+    Source: Kini et al. 2021, the VS loss, with the constants of its published code.
     """
     factor = (counts / counts.max()) ** gamma
     return logit_adjusted(
@@ -251,7 +251,7 @@ def class_dependent_temperature(
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
 
-    Source: Ye et al. 2020, Eq. 4.
+    Source: Ye et al. 2020; the published range of gamma is 0 to 0.4 on CIFAR-10.
     """
     return vector_scaling(
         logits, labels, counts=counts, gamma=gamma, tau=0.0, reduction=reduction
