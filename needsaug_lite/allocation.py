@@ -96,7 +96,8 @@ def split_budget(probabilities: Tensor, budget: int) -> Tensor:
     """
     if budget < 0:
         raise UserError(f"the budget is {budget} images; it can't be negative")
-    exact = probabilities.double() * budget
+    shares = probabilities.double()
+    exact = shares / shares.sum() * budget
     counts = exact.floor().long()
     left = budget - int(counts.sum())
     order = torch.argsort(exact - counts, descending=True, stable=True)

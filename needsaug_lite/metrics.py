@@ -107,7 +107,11 @@ def from_predictions(
     metrics: dict[str, Any] = {
         "top1": float((guesses == labels).float().mean()),
         "balanced_accuracy": float(recall[present].mean()),
-        "geometric_mean": float(geometric_mean_score(labels.numpy(), guesses.numpy())),
+        "geometric_mean": float(
+            geometric_mean_score(
+                labels.numpy(), guesses.numpy(), labels=labels.unique().numpy()
+            )
+        ),
         "loss": float(predictions.losses.mean()),
         "ece": float(ece),
         "per_class": _numbers(recall),

@@ -78,6 +78,14 @@ def test_run_writes_a_row_once(needsaug, tmp_path: Path) -> None:
         (("run", "--epochs", 0), "epochs"),
         (("run", "--set", "optimisation.lrr=1"), "lrr: unknown name"),
         (("run", "--set", "seed"), "write NAME=VALUE"),
+        (("run", "--set", "data.counts=[1,2"), "is no value"),
+        (("run", "--set", "optimisation={nesterov: true, momentum: 0}"), "nesterov"),
+        (("run", "--seed", 10**20), "seed"),
+        (("run", "--device", "meta"), "give cpu or cuda"),
+        (("run", "--data", "x" * 300), "no data set, folder or .npz"),
+        (("run", "--save-model", "."), "is a folder"),
+        (("needs", "digits", "--floor", 0.9), "floor is 0.9"),
+        (("needs", "digits", "--budget", -1), "can't be negative"),
         (("run", "--resume"), "needs --checkpoint"),
         (("run", "--data", "nowhere"), "no data set, folder or .npz"),
         (("run", "--data", "cifar10", "--root", "/nowhere"), "is missing"),
@@ -97,6 +105,53 @@ def test_mistakes_end_in_one_message(needsaug, tmp_path, words, message) -> None
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_setting_can_be_taken_back_and_a_file_overridden(
+    needsaug, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "method: focal\nepochs: 1\nmodel: {width: 4}\n"
+        "data: {imbalance: 20}\nhyperparameters: {gamma: 2.0}\n"
+    )
+    words = ("run", "--spec", file, "--results", tmp_path)
+    status, _, err = needsaug(
+        *words, "--method", "ldam", "--set", "hyperparameters={}",
+        "--set", "data.imbalance=null",
+    )  # fmt: skip
+    assert status == 0, err
+    (row,) = tmp_path.glob("scratch/*.json")
+    spec = json.loads(row.read_text())["spec"]
+    assert (spec["method"], spec["data"]["imbalance"]) == ("ldam", None)
+
+
+def test_a_grid_may_name_folders_from_where_it_is_called(
+    needsaug, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, tmp_path / "photos")
+    (tmp_path / "g.yaml").write_text(
+        "experiment: mine\nprofile: smoke\nseeds: 0\nruns: [{method: cross_entropy}]\n"
+        "base: {data: {name: photos, image_size: 8}, epochs: 1, model: {width: 4}}\n"
+    )
+    status, out, err = needsaug("grid", "g.yaml", "--results", "rows")
+    assert status == 0, out + err
+    assert len(list((tmp_path / "rows/mine").glob("*.json"))) == 1
+
+
+def test_broken_images_can_be_left_out_of_a_prediction(
+    needsaug, folder: Path, model: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "images"
+    shutil.copytree(folder, place)
+    (place / "0" / "broken.png").write_text("no image")
+    out = tmp_path / "p.csv"
+    status, _, err = needsaug("predict", model, place, "--out", out)
+    assert status == 2
+    assert "broken.png" in err
+    assert needsaug("predict", model, place, "--out", out, "--skip-broken")[0] == 0
+    assert len(pd.read_csv(out)) == 62
 
 
 def test_own_images_end_to_end(needsaug, folder: Path, model: Path, tmp_path) -> None:
@@ -138,6 +193,10 @@ def test_needs_of_a_folder_with_learning_curve(needsaug, folder: Path) -> None:
     assert status == 0
     assert "gain_per_doubling" in out
     assert len(out.strip().splitlines()) == 4
+    # No image is set aside: 30, 20 and 12 are all looked at.
+    assert {int(line.split()[1]) for line in out.strip().splitlines()[1:]} == {
+        30, 20, 12,
+    }  # fmt: skip
 
 
 def test_resume_gives_the_row_of_an_uninterrupted_run(needsaug, tmp_path) -> None:

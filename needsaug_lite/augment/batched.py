@@ -14,6 +14,8 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import pad
 
+from needsaug_lite.data.splits import on_device
+
 
 def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
     """Pad with zeros on every side and cut a window of the old size at random.
@@ -27,7 +29,7 @@ def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
     """
     count, _, height, width = images.shape
     offsets = torch.randint(2 * padding + 1, (2, count, 1), generator=draw)
-    top, left = offsets.to(images.device)
+    top, left = on_device(offsets, images.device)
     rows = top + torch.arange(height, device=images.device)
     columns = left + torch.arange(width, device=images.device)
     padded = pad(images, [padding] * 4).permute(0, 2, 3, 1)
@@ -39,7 +41,8 @@ def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
 def random_flip(images: Tensor, draw: torch.Generator) -> Tensor:
     """Mirror each image left to right with probability one half."""
     coin = torch.rand(len(images), generator=draw) < 0.5
-    return torch.where(coin.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    coin = on_device(coin, images.device).view(-1, 1, 1, 1)
+    return torch.where(coin, images.flip(3), images)
 
 
 def cutout(images: Tensor, size: int, draw: torch.Generator) -> Tensor:
@@ -50,7 +53,7 @@ def cutout(images: Tensor, size: int, draw: torch.Generator) -> Tensor:
         size: side of the square, pixels; parts outside the image are cut off.
     """
     count, _, height, width = images.shape
-    centres = torch.rand(2, count, 1, generator=draw).to(images.device)
+    centres = on_device(torch.rand(2, count, 1, generator=draw), images.device)
     inside = []
     for centre, length in zip(centres, (height, width), strict=True):
         start = (centre * length).floor() - size // 2

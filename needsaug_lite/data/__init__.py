@@ -10,6 +10,7 @@ from needsaug_lite.data.bias import long_tail_counts as long_tail_counts
 from needsaug_lite.data.sources import NAMES as NAMES
 from needsaug_lite.data.sources import default_root as default_root
 from needsaug_lite.data.sources import load as load
+from needsaug_lite.data.sources import undivided as undivided
 from needsaug_lite.data.splits import Examples as Examples
 from needsaug_lite.data.splits import InMemory as InMemory
 from needsaug_lite.data.splits import Splits as Splits

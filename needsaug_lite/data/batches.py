@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -55,10 +56,9 @@ class Normalisation:
                 f"{len(self.mean)}; load the data with channels={len(self.mean)}, "
                 "which repeats grey images, or use the moments of the data"
             )
-        shape = (1, -1, 1, 1)
-        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, device=pixels.device).view(shape)
-        return (pixels.to(torch.float32) / 255 - mean) / std
+        mean, std = _moments(self, pixels.device)
+        scaled: Tensor = (pixels.to(torch.float32) / 255 - mean) / std
+        return scaled
 
     @classmethod
     def of(cls, splits: Splits, at_most: int = 10_000) -> Normalisation:
@@ -74,6 +74,13 @@ class Normalisation:
         mean, square = sums / (len(index) * height * width)
         std = (square - mean**2).clamp(min=1e-12).sqrt().clamp(min=1e-3)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+@cache
+def _moments(moments: Normalisation, device: torch.device) -> Tensor:
+    """Mean and deviation on a device, shape (2, 1, C, 1, 1); moved once."""
+    both = torch.tensor([moments.mean, moments.std], device=device)
+    return both.view(2, 1, -1, 1, 1)
 
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -136,7 +143,17 @@ class Batches:
         self.class_weights = class_weights
 
     def __len__(self) -> int:
-        return (len(self.examples) + self.batch_size - 1) // self.batch_size
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Images of every batch. A lone last image joins the batch before it.
+
+        Batch norm can't train on one image whose features have one pixel.
+        """
+        full, rest = divmod(len(self.examples), self.batch_size)
+        if rest == 1 and full and self.shuffle:
+            return [self.batch_size] * (full - 1) + [self.batch_size + 1]
+        return [self.batch_size] * full + ([rest] if rest else [])
 
     def order(self, epoch: int) -> Tensor:
         """Positions in the order of epoch `epoch`, shape (N,)."""
@@ -156,13 +173,16 @@ class Batches:
         """The batches of one epoch."""
         part = self.examples
         device = part.labels.device
-        chunks = self.order(epoch).split(self.batch_size)
+        order = self.order(epoch)
+        chunks = order.split(self._sizes())
+        # One transfer an epoch: a step must not wait for the device.
+        indices = order.to(device).split(self._sizes())
         for step, pixels in enumerate(part.images.stream(chunks)):
             on_device = pixels.to(device, non_blocking=True)
             if self.augment is not None:
                 draw = generator(self.seed, _AUGMENT, epoch, step)
                 on_device = self.augment(on_device, draw)
-            index = chunks[step].to(device)
+            index = indices[step]
             groups = None if part.groups is None else part.groups[index]
             images = self.normalisation(on_device)
             yield Batch(images, part.labels[index], groups, index)

@@ -66,6 +66,7 @@ def take_per_class(
     Raises:
         UserError: if a class has fewer images than are to be taken.
     """
+    labels = labels.cpu()
     have = torch.bincount(labels, minlength=num_classes).tolist()
     for label, (wanted, present) in enumerate(zip(counts, have, strict=True)):
         if wanted < 0:
@@ -163,7 +164,7 @@ def label_noise(
     if not 0 <= rate <= 1:
         raise UserError(f"label noise has rate {rate}; give a share between 0 and 1")
     draw = generator(seed, _NOISE)
-    labels, num_classes = splits.train.labels, splits.num_classes
+    labels, num_classes = splits.train.labels.cpu(), splits.num_classes
     hit = torch.rand(len(labels), generator=draw) < rate
     if kind == "uniform":
         wrong = torch.randint(num_classes, (len(labels),), generator=draw)
@@ -179,7 +180,8 @@ def label_noise(
         wrong = targets[labels, which]
     else:
         raise UserError(f"unknown label noise {kind!r}; use uniform, flip or flip2")
-    noisy = replace(splits.train, labels=torch.where(hit, wrong, labels))
+    noisy_labels = torch.where(hit, wrong, labels).to(splits.train.labels.device)
+    noisy = replace(splits.train, labels=noisy_labels)
     return replace(splits, train=noisy)
 
 

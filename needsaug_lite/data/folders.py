@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,14 @@ from needsaug_lite.errors import UserError
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 # Above this many decoded bytes a folder is streamed instead of held in memory.
 MEMORY_LIMIT = 256 * 2**20
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def decode(path: Path, channels: int, size: int) -> Tensor:
@@ -36,7 +44,7 @@ def decode(path: Path, channels: int, size: int) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(_eight_bit(picture))
+            upright = ImageOps.exif_transpose(_on_white(_eight_bit(picture)))
             square = ImageOps.fit(
                 upright.convert("L" if channels == 1 else "RGB"),
                 (size, size),
@@ -58,6 +66,14 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise ValueError("32-bit pixels have no fixed range; save it with 8 or 16 bit")
     return picture
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Transparent pixels as white, not as the colour that hides behind them."""
+    if not picture.has_transparency_data:
+        return picture
+    layer = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,11 @@ class OnDisk:
         """The images at `index`."""
         chosen = tuple(self.paths[i] for i in index.tolist())
         return OnDisk(chosen, self.channels, self.size, self.workers)
+
+    def joined(self, other: OnDisk) -> OnDisk:
+        """These images followed by others of the same shape."""
+        both = self.paths + other.paths
+        return OnDisk(both, self.channels, self.size, self.workers)
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """One uint8 tensor (B, C, H, W) per tensor of indices."""
@@ -222,3 +243,8 @@ def guess_channels(folder: Path) -> int:
             except _UNREADABLE:
                 continue
     return 1
+
+
+def readable(path: Path) -> bool:
+    """True if the file can be read as an image."""
+    return _probe(path) is None

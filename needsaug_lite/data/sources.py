@@ -75,13 +75,15 @@ def load(
         raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
     if n_max is not None and n_max < 1:
         raise UserError(f"n_max is {n_max}; the largest class needs at least 1 image")
-    if image_size is not None and not Path(name_or_path).is_dir():
+    if image_size is not None and not _is_folder(str(name_or_path)):
         raise UserError(
             f"image_size is for a folder of images; {name_or_path} has a size of its "
             "own, leave image_size out"
         )
     splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
     splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
+    if counts is not None and n_max is not None:
+        raise UserError("counts say the size of every class; leave n_max out")
     if imbalance is not None or counts is not None:
         splits = bias.long_tail(
             splits,
@@ -96,7 +98,22 @@ def load(
         splits = bias.long_tail(splits, counts=each, seed=seed)
     if noise:
         splits = bias.label_noise(splits, noise, noise_kind, seed)
+    empty = torch.nonzero(splits.class_counts.cpu() == 0).flatten().tolist()
+    if empty:
+        names = ", ".join(repr(splits.class_names[label]) for label in empty)
+        raise UserError(f"no training image of class {names} is left or was given")
     return splits
+
+
+def undivided(splits: Splits) -> Splits:
+    """All images in `train`, if the test part was only split off by `load`.
+
+    For questions about the data themselves, which need no test part. A test part that
+    the user or the publisher made stays apart.
+    """
+    if not splits.provenance.get("split_here"):
+        return splits
+    return replace(splits, train=splits.train.joined(splits.test))
 
 
 def _load_plain(
@@ -113,7 +130,7 @@ def _load_plain(
         splits = _splits(_examples(*train), _examples(*test), classes, name)
     elif name.endswith(".npz"):
         splits = _splits(*arrays.read_npz(Path(name)), name)
-    elif Path(name).is_dir():
+    elif _is_folder(name):
         return _folder(Path(name), image_size or 32, channels, skip_broken)
     else:
         raise UserError(
@@ -121,6 +138,13 @@ def _load_plain(
             f"{', '.join(NAMES)}, or a path that exists"
         )
     return _with_channels(splits, channels)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except OSError:  # a name that no file system takes
+        return False
 
 
 def _splits(
@@ -141,7 +165,8 @@ def _digits() -> Splits:
     pixels = torch.from_numpy(bunch.images * (255 / 16)).round().to(torch.uint8)
     everything = _examples(pixels.unsqueeze(1), torch.from_numpy(bunch.target).long())
     train, test = _stratified(everything, 10, test_share=1 / 3)
-    return _splits(train, test, [str(digit) for digit in range(10)], "digits")
+    splits = _splits(train, test, [str(digit) for digit in range(10)], "digits")
+    return replace(splits, provenance={**splits.provenance, "split_here": True})
 
 
 def _stratified(
@@ -184,7 +209,8 @@ def _folder(folder: Path, size: int, channels: int | None, skip_broken: bool) ->
             )
         train, test = _stratified(train, len(names), test_share=0.2)
     splits = _splits(train, test, names, folder.name)
-    return replace(splits, provenance={**splits.provenance, "skipped": len(broken)})
+    facts = {"skipped": len(broken), "split_here": not (divided and held_out)}
+    return replace(splits, provenance=splits.provenance | facts)
 
 
 def _with_channels(splits: Splits, channels: int | None) -> Splits:

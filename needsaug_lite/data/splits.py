@@ -26,6 +26,9 @@ class Images(Protocol):
     def subset(self, index: Tensor) -> Images:
         """The images at `index`, shape (n,), in that order; repeats are allowed."""
 
+    def joined(self, other: Any) -> Images:
+        """These images followed by others of the same kind and shape."""
+
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """One uint8 tensor (B, C, H, W) for each tensor of indices in `chunks`."""
 
@@ -55,10 +58,16 @@ class InMemory:
         """The images at `index`."""
         return InMemory(self.pixels[index.to(self.pixels.device)])
 
+    def joined(self, other: InMemory) -> InMemory:
+        """These images followed by others of the same shape."""
+        return InMemory(torch.cat([self.pixels, other.pixels]))
+
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
         """One uint8 tensor (B, C, H, W) per tensor of indices."""
-        for chunk in chunks:
-            yield self.pixels[chunk.to(self.pixels.device)]
+        # One transfer for all chunks: a step must not wait for the device.
+        order = torch.cat(list(chunks)).to(self.pixels.device)
+        for index in order.split([len(chunk) for chunk in chunks]):
+            yield self.pixels[index]
 
     def fingerprint(self) -> bytes:
         """All pixels."""
@@ -98,6 +107,11 @@ class Examples:
         where = index.to(self.labels.device)
         groups = None if self.groups is None else self.groups[where]
         return Examples(self.images.subset(index), self.labels[where], groups)
+
+    def joined(self, other: Examples) -> Examples:
+        """These examples followed by those of `other`; groups are dropped."""
+        images = self.images.joined(other.images)
+        return Examples(images, torch.cat([self.labels, other.labels]))
 
     def counts(self, num_classes: int) -> Tensor:
         """Number of examples of each class, int64, shape (num_classes,)."""
@@ -166,6 +180,13 @@ class Splits:
 
 
 PARTS = ("train", "val", "meta", "test")
+
+
+def on_device(draws: Tensor, device: torch.device) -> Tensor:
+    """Random numbers drawn on the CPU, moved without waiting for the device."""
+    if device.type != "cuda":
+        return draws.to(device)
+    return draws.pin_memory().to(device, non_blocking=True)
 
 
 def generator(*entropy: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Trained classifiers on disk, and their predictions for files."""
+"""Trained classifiers on disk, and predictions as CSV files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from needsaug_lite import metrics, models
 from needsaug_lite.data import Batches, Examples, Normalisation
-from needsaug_lite.data.folders import SUFFIXES, OnDisk, class_folders
+from needsaug_lite.data.folders import SUFFIXES, OnDisk, class_folders, readable
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments.registry import entry
 from needsaug_lite.experiments.runner import Prepared
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.files import atomic_path
+from needsaug_lite.metrics import Predictions
 from needsaug_lite.models import Classifier
 
 _FORMAT = 1
@@ -87,7 +89,11 @@ def find_images(place: Path, class_names: tuple[str, ...]) -> tuple[list[Path], 
 
 
 def predict_files(
-    saved: SavedClassifier, place: Path, device: str = "cpu"
+    saved: SavedClassifier,
+    place: Path,
+    device: str = "cpu",
+    *,
+    skip_broken: bool = False,
 ) -> pd.DataFrame:
     """Predictions for an image or a folder of images.
 
@@ -98,7 +104,10 @@ def predict_files(
     files, labelled = find_images(place, saved.class_names)
     channels, size, _ = saved.image_shape
     names = saved.class_names
-    classes = [p.relative_to(place).parts[0] if labelled else "" for p in files]
+    if skip_broken:
+        files = [path for path in files if readable(path)]
+    folders = [p.relative_to(place).parts[0] if labelled else "" for p in files]
+    classes = [name if name in saved.class_names else "" for name in folders]
     examples = Examples(
         OnDisk(tuple(files), channels, size, workers=0),
         torch.zeros(len(files), dtype=torch.int64, device=device),
@@ -111,3 +120,53 @@ def predict_files(
     frame.insert(0, "label", classes)
     frame.insert(0, "path", [str(path) for path in files])
     return frame
+
+
+def read_predictions(file: Path) -> tuple[Predictions, tuple[str, ...]]:
+    """Predictions from a CSV with a column `label` and one column `p:CLASS` a class.
+
+    This is what `needsaug predict` writes for a folder of class folders; any other
+    model may have made it.
+
+    Raises:
+        UserError: if a column is missing, a label is unknown, or the probabilities
+            of a line are no probabilities.
+    """
+    try:
+        # Read as text: a class may be called "None" or "1".
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read as CSV: {error}") from error
+    columns = [name for name in frame.columns if name.startswith("p:")]
+    if "label" not in frame or len(columns) < 2:
+        raise UserError(
+            f"{file} needs a column `label` and a column `p:CLASS` for each of at "
+            f"least two classes; it has {', '.join(frame.columns)}"
+        )
+    names = tuple(name.removeprefix("p:") for name in columns)
+    if frame.empty:
+        raise UserError(f"{file} holds no prediction, only the names of the columns")
+    if (frame["label"] == "").any():
+        raise UserError(
+            f"{file} lacks labels: a need is measured on images whose class is known. "
+            "Predict a folder of class folders, or fill the column `label`"
+        )
+    unknown = sorted(set(frame["label"]) - set(names))
+    if unknown:
+        raise UserError(
+            f"{file}: no column p:{unknown[0]} for the label {unknown[0]!r}; the "
+            f"classes are {', '.join(names)}"
+        )
+    numbers = frame[columns].apply(pd.to_numeric, errors="coerce")
+    shares = torch.from_numpy(numbers.to_numpy(dtype=np.float64, copy=True))
+    off = (
+        ((shares.sum(1) - 1).abs() > 1e-3) | (shares < 0).any(1) | shares.isnan().any(1)
+    )
+    if bool(off.any()):
+        line = int(off.nonzero()[0]) + 2
+        raise UserError(
+            f"{file}, line {line}: the p: columns aren't numbers that add up to 1"
+        )
+    labels = torch.tensor([names.index(label) for label in frame["label"]])
+    # A probability of 0 for the true class would make the loss infinite.
+    return Predictions(shares.clamp(min=1e-12).log().float(), labels), names

@@ -97,26 +97,33 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
     """Rows by method and by the settings in which the given rows differ.
 
     Returns:
-        Rows under (label, setting); the setting is "" where rows differ in nothing
-        but method, hyperparameters and seed, else like "(factor 0.1)".
+        Rows under (label, setting); the setting is "" where rows of a method differ
+        in nothing but the seed, else like "(factor 0.1)".
     """
     plain = [
         _flat(r.spec.model_dump(mode="json", exclude={"seed", "deviations"}))
         for r in records
     ]
     names = sorted({name for values in plain for name in values})
-    varied = [
-        name
-        for name in names
-        if len({json.dumps(values.get(name)) for values in plain}) > 1
-        and not name.startswith(("hyperparameters", "method", "experiment"))
-    ]
     found: dict[tuple[str, str], list[Record]] = {}
     for record, values in zip(records, plain, strict=True):
-        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in varied)
+        same = [v for v in plain if v["method"] == values["method"]]
+        varied = [
+            name
+            for name in names
+            # Hyperparameters differ between methods anyway.
+            if _differs(name, same if name.startswith("hyperparameters.") else plain)
+            and name not in ("method", "experiment")
+        ]
+        shown = [name for name in varied if name in values]
+        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in shown)
         setting = f"({text})" if text else ""
         found.setdefault((label(record), setting), []).append(record)
     return found
+
+
+def _differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
+    return len({json.dumps(values.get(name)) for values in settings}) > 1
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -152,8 +159,16 @@ def paired(
     """Compare two methods on the seeds that both have.
 
     Raises:
-        UserError: if they share no seed, or a shared seed saw different data.
+        UserError: if they share no seed, a seed stands twice on one side (rows of
+            several settings), or a shared seed saw different data.
     """
+    for side in (a, b):
+        seeds = [record.spec.seed for record in side]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                "one side holds several rows with the same seed: pick one setting, "
+                "seeds of different settings aren't independent pairs"
+            )
     by_seed = {record.spec.seed: record for record in b}
     pairs = [(r, by_seed[r.spec.seed]) for r in a if r.spec.seed in by_seed]
     if not pairs:

@@ -45,6 +45,10 @@ logger = logging.getLogger(__name__)
 
 KEYS = ("experiment", "profile", "deviations", "base", "runs", "settings", "seeds")
 RUN = (sys.executable, "-c", "from needsaug_lite.cli import main; main()", "run")
+_EMPTY_PLAN: dict[str, Any] = {
+    "pending": [],
+    **dict.fromkeys(("job", "command", "caller", "work"), ""),
+}
 SNAKEFILE = Path(__file__).with_name("grid.smk")
 
 
@@ -96,14 +100,19 @@ def expand(grid: Mapping[str, Any]) -> list[Spec]:
         UserError: if a key is unknown or missing, a spec is invalid, or two runs are
             the same.
     """
-    unknown = sorted(set(grid) - set(KEYS))
+    unknown = sorted(str(key) for key in set(grid) - set(KEYS))
     if unknown:
         raise UserError(
             f"unknown keys in the grid: {', '.join(unknown)}; known: {', '.join(KEYS)}"
         )
     for key in ("experiment", "runs", "seeds"):
-        if not grid.get(key):
+        if grid.get(key) in (None, "", []):
             raise UserError(f"the grid needs a value for `{key}`")
+    for key in ("runs", "settings"):
+        if not isinstance(grid.get(key, []), list | tuple | None):
+            raise UserError(f"`{key}` of the grid must be a list, not {grid[key]!r}")
+    if not isinstance(grid.get("base", {}), Mapping | None):
+        raise UserError(f"`base` of the grid must be names with values: {grid['base']}")
     shared = {k: grid[k] for k in ("experiment", "profile", "deviations") if k in grid}
     specs: dict[str, Spec] = {}
     for run, setting, seed in _combinations(grid):
@@ -137,7 +146,10 @@ def seeds(text: int | str | Sequence[int]) -> list[int]:
     if isinstance(text, int):
         return [text]
     if not isinstance(text, str):
-        return list(text)
+        given: list[Any] = list(text) if isinstance(text, Sequence) else [text]
+        if all(isinstance(number, int) for number in given):
+            return given
+        raise UserError(f"seeds: expected a list or a range such as 0-9, not {text!r}")
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -223,7 +235,7 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise UserError(f"there is no grid file {file}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: expected the keys {', '.join(KEYS)}")
@@ -264,6 +276,8 @@ def _write_plan(work: Path, pending: Sequence[Spec], command: Sequence[str]) -> 
         "pending": [spec.run_id for spec in pending],
         "job": shlex.join(job),
         "command": shlex.join(command),
+        "caller": shlex.quote(str(Path.cwd())),
+        "work": shlex.quote(str(work)),
     }
     (work / "plan.json").write_text(json.dumps(plan, indent=1))
 
@@ -295,5 +309,5 @@ def _snakemake(work: Path, arguments: Sequence[str], lock: int) -> None:
     call = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     call += ["--directory", str(work), "--rerun-incomplete", "--quiet", "host"]
     if not (work / "plan.json").exists():
-        (work / "plan.json").write_text('{"pending": [], "job": "", "command": ""}')
+        (work / "plan.json").write_text(json.dumps(_EMPTY_PLAN))
     subprocess.run([*call, *arguments], env=environment, pass_fds=(lock,), check=False)

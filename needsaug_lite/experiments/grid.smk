@@ -6,6 +6,9 @@ from pathlib import Path
 PLAN = json.loads(Path("plan.json").read_text())
 JOB = PLAN["job"]
 COMMAND = PLAN["command"]
+# A run works where the user called: its spec may name folders from there.
+CALLER = PLAN["caller"]
+WORK = PLAN["work"]
 
 
 localrules:
@@ -28,6 +31,9 @@ rule run:
     params:
         job=JOB,
         command=COMMAND,
+        caller=CALLER,
+        work=WORK,
     shell:
-        "{params.job} locks/{wildcards.run_id} {params.command}"
-        " --spec specs/{wildcards.run_id}.json > {log} 2>&1"
+        "cd {params.caller} && {params.job} {params.work}/locks/{wildcards.run_id}"
+        " {params.command} --spec {params.work}/specs/{wildcards.run_id}.json"
+        " > {params.work}/{log} 2>&1"

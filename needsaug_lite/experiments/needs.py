@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +36,8 @@ class NeedsReport:
         losses: mean held-out cross-entropy per class, nats, shape (C,).
         errors: share of held-out images that are wrong, shape (C,).
         need: p(s = c) of needs_aware Eq. 3, shape (C,).
-        low, high: 95% bootstrap interval of the need, shape (C,).
+        low, high: 95% bootstrap interval of the need, shape (C,): other held-out
+            images, the same networks. Another training may move a need further.
         budget: images to add per class, adding up to the whole budget, shape (C,).
         by: what the need was measured by.
     """
@@ -85,11 +85,9 @@ class NeedsReport:
         errors = allocation.mean_per_class(predictions.errors, labels, number)
         values = predictions.losses if by == "loss" else predictions.errors
         means = losses if by == "loss" else errors
+        check_options(number, budget, temperature, floor)
         options = {"temperature": temperature, "floor": floor}
-        try:
-            need = allocation.class_allocation(means, **options)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        need = allocation.class_allocation(means, **options)
         samples = allocation.bootstrap_allocations(
             values,
             labels,
@@ -124,6 +122,25 @@ class NeedsReport:
         lines = json.loads(self.table().to_json(orient="records"))
         content = {"by": self.by, "budget": int(self.budget.sum()), "classes": lines}
         return json.dumps(content, indent=1) + "\n"
+
+
+def check_options(
+    num_classes: int, budget: int, temperature: float, floor: float
+) -> None:
+    """Refuse impossible options before anything is trained.
+
+    Raises:
+        UserError: naming the option and what it may be.
+    """
+    if budget > 10**12:
+        raise UserError(f"the budget is {budget} images; at most 10^12 are divided")
+    try:
+        shares = allocation.class_allocation(
+            torch.ones(num_classes), temperature=temperature, floor=floor
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    allocation.split_budget(shares, budget)
 
 
 def cross_validated(
@@ -197,11 +214,18 @@ def learning_curve(
     *,
     folds: int = 3,
     device: str = "cpu",
+    known: Predictions | None = None,
 ) -> pd.DataFrame:
     """Held-out loss and error of every class when less of the data is learned from.
 
     Eq. 3 says which class is worst off, not how much more data would help it. The
     slope of this curve does, as far as it can be extrapolated.
+
+    Args:
+        splits, spec, folds, device: see `cross_validated`.
+        fractions: shares of the images to learn from, above 0 and at most 1; a
+            smaller share gets more epochs, so that the number of steps stays.
+        known: predictions of `cross_validated` with all images, if at hand.
 
     Returns:
         One line per class and fraction: class, fraction, images, loss, error.
@@ -211,9 +235,14 @@ def learning_curve(
     lines: list[dict[str, Any]] = []
     learned = splits.class_counts.cpu() * (folds - 1) / folds
     for fraction in sorted(fractions):
-        predicted = cross_validated(
-            splits, spec, folds=folds, fraction=fraction, device=device
-        )
+        if fraction == 1 and known is not None:
+            predicted = known
+        else:
+            # As many steps as with all images: the data differ, not the training.
+            longer = spec.model_copy(update={"epochs": round(spec.epochs / fraction)})
+            predicted = cross_validated(
+                splits, longer, folds=folds, fraction=fraction, device=device
+            )
         number = splits.num_classes
         losses = allocation.mean_per_class(predicted.losses, predicted.labels, number)
         errors = allocation.mean_per_class(predicted.errors, predicted.labels, number)
@@ -244,42 +273,3 @@ def gain_per_doubling(curve: pd.DataFrame) -> pd.Series[float]:
 
     gains = {str(name): slope(group) for name, group in curve.groupby("class")}
     return pd.Series(gains, name="gain_per_doubling")
-
-
-def read_predictions(file: Path) -> tuple[Predictions, tuple[str, ...]]:
-    """Predictions from a CSV with a column `label` and one column `p:CLASS` a class.
-
-    This is what `needsaug predict` writes for a folder of class folders; any other
-    model may have made it.
-
-    Raises:
-        UserError: if a column is missing, a label is unknown, or the probabilities
-            of a line are no probabilities.
-    """
-    try:
-        frame = pd.read_csv(file, dtype={"label": str})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read as CSV: {error}") from error
-    columns = [name for name in frame.columns if name.startswith("p:")]
-    if "label" not in frame or len(columns) < 2:
-        raise UserError(
-            f"{file} needs a column `label` and a column `p:CLASS` for each of at "
-            f"least two classes; it has {', '.join(frame.columns)}"
-        )
-    names = tuple(name.removeprefix("p:") for name in columns)
-    unknown = sorted(set(frame["label"].astype(str)) - set(names))
-    if unknown:
-        raise UserError(
-            f"{file}: no column p:{unknown[0]} for the label {unknown[0]!r}; the "
-            f"classes are {', '.join(names)}"
-        )
-    shares = torch.from_numpy(frame[columns].to_numpy(dtype=np.float64, copy=True))
-    off = (
-        ((shares.sum(1) - 1).abs() > 1e-3) | (shares < 0).any(1) | shares.isnan().any(1)
-    )
-    if bool(off.any()):
-        line = int(off.nonzero()[0]) + 2
-        raise UserError(f"{file}, line {line}: the p: columns don't add up to 1")
-    labels = torch.tensor([names.index(label) for label in frame["label"]])
-    # A probability of 0 for the true class would make the loss infinite.
-    return Predictions(shares.clamp(min=1e-12).log().float(), labels), names

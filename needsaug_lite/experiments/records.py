@@ -22,6 +22,7 @@ from needsaug_lite.errors import UserError
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.files import write_text
 
+_MEASURED = ("metrics", "history", "seconds", "peak_memory_mib")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "torchmetrics")
 
 
@@ -40,6 +41,7 @@ class Record(BaseModel):
         threads: CPU threads of torch.
         data_checksum: SHA-256 of the very images and labels.
         versions, python, device, code_version, created: provenance.
+        weights_sha256: of the file with weights to start from, if there was one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +61,7 @@ class Record(BaseModel):
     python: str
     code_version: str
     created: str
+    weights_sha256: str | None = None
 
     def path(self, results: Path) -> Path:
         """Where the row lies below the results folder."""
@@ -67,7 +70,10 @@ class Record(BaseModel):
     def save(self, results: Path) -> Path:
         """Write the row in one atomic step and return its path."""
         target = self.path(results)
-        content = _rounded(json.loads(self.model_dump_json()))
+        content = json.loads(self.model_dump_json())
+        # The spec stays exact: the row's name is its hash.
+        for name in _MEASURED:
+            content[name] = _rounded(content[name])
         write_text(target, json.dumps(content, indent=1) + "\n")
         return target
 

@@ -9,9 +9,11 @@ import torch
 
 from needsaug_lite import data, metrics, models, training
 from needsaug_lite.data import Normalisation, Splits
+from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import records, registry
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.files import digest
 from needsaug_lite.models import Classifier
 
 # A confusion matrix of more classes than this would make a row large.
@@ -85,25 +87,29 @@ def run(
         root: folder of the published data sets; see `data.default_root`.
         device: where tensors live; it isn't part of the spec.
         checkpoint, every, resume, progress: see `training.fit`.
-        prepared: what `prepare` returned for this spec, if the caller needs the
+        prepared: then it trains also if the row exists, and leaves the row as it is;
+            what `prepare` returned for this spec, if the caller needs the
             trained model afterwards.
 
     Returns:
         The row.
     """
-    if results is not None and prepared is None:
-        known = records.row_path(spec, results)
-        if known.exists():
-            return records.read_record(known)
+    known = None if results is None else records.row_path(spec, results)
+    if known is not None and known.exists() and prepared is None:
+        return checked_row(known, spec, root)
     place = torch.device(device)
     ready = prepared or prepare(spec, root, place)
+    checksum = ready.splits.checksum()
+    if known is not None:
+        # A folder that can't be written is found before the training, not after it.
+        known.parent.mkdir(parents=True, exist_ok=True)
     history = training.fit(
         ready.method,
         spec.epochs,
         checkpoint=checkpoint,
         every=every,
         resume=resume,
-        run=spec.run_id,
+        run=f"{spec.run_id} on data {checksum[:16]}",
         progress=progress,
     )
     counts = ready.splits.class_counts
@@ -124,10 +130,39 @@ def run(
         peak_memory_mib=records.peak_memory_mib(place),
         threads=torch.get_num_threads(),
         device=records.device_name(place),
-        data_checksum=ready.splits.checksum(),
+        data_checksum=checksum,
+        weights_sha256=_weights_digest(spec),
         created=records.now(),
         **records.provenance(),
     )
-    if results is not None:
+    if results is not None and known is not None and not known.exists():
         record.save(results)
     return record
+
+
+def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:
+    """The row of a spec, refused if it was made from other images or weights.
+
+    A spec names the user's own folder, .npz or weights by a path; what lies there may
+    have changed since the row was written. The published data sets can't change.
+
+    Raises:
+        UserError: if the row is damaged, or the files behind its paths are others now.
+    """
+    record = records.read_record(file)
+    other = "weights" if _weights_digest(spec) != record.weights_sha256 else ""
+    if spec.data.name not in data.NAMES:
+        options = spec.data.model_dump(exclude={"name"})
+        splits = data.load(spec.data.name, root, seed=spec.seed, **options)
+        other = "images" if splits.checksum() != record.data_checksum else other
+    if other:
+        raise UserError(
+            f"{file} was made from other {other} than those that the settings name "
+            "now. Give the new run another `experiment`, or move the old row away"
+        )
+    return record
+
+
+def _weights_digest(spec: Spec) -> str | None:
+    weights = spec.model.weights
+    return digest(weights) if weights is not None and weights.is_file() else None

@@ -77,7 +77,7 @@ class Spec(BaseModel):
     optimisation: Optimisation = Optimisation()
     augment: StandardAugmentation = StandardAugmentation()
     epochs: PositiveInt = 20
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     evaluate_on: Literal["test", "val"] = "test"
     deviations: tuple[str, ...] = ()
 
@@ -87,6 +87,8 @@ class Spec(BaseModel):
         checked = registry.hyperparameters(self.method)(**self.hyperparameters)
         # All of them are written out, so that a row tells what it ran with.
         object.__setattr__(self, "hyperparameters", checked.model_dump(mode="json"))
+        if self.optimisation.nesterov and self.optimisation.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
         if self.profile == "full" and self.deviations:
             raise ValueError(
                 "a full run has no deviations from the paper; call it reduced"
@@ -133,13 +135,22 @@ class Spec(BaseModel):
     @classmethod
     def from_file(cls, file: Path) -> Spec:
         """A spec from a JSON or YAML file."""
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{file} can't be read: {error}") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{file} holds no settings (names with values)")
-        return cls.checked(values, str(file))
+        return cls.checked(read_settings(file), str(file))
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Names with values from a JSON or YAML file, not yet checked.
+
+    Raises:
+        UserError: if the file can't be read or holds something else.
+    """
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no settings (names with values)")
+    return values
 
 
 def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:

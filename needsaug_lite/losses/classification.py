@@ -99,7 +99,9 @@ def focal(
     """
     loss = functional.cross_entropy(logits, labels, reduction="none")
     # 1 - p_y from the loss itself: exact also where p_y rounds to 1.
-    loss = (-torch.expm1(-loss)).clamp(min=0) ** gamma * loss
+    # The lower bound keeps the derivative of the power finite for gamma below 1.
+    wrong = (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny)
+    loss = wrong**gamma * loss
     if class_weight is not None:
         loss = class_weight[labels] * loss
     if reduction == "none":
@@ -119,8 +121,13 @@ def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
     Returns:
         Margins, float32, shape (C,).
 
+    Raises:
+        ValueError: if a count is below 1.
+
     Source: Cao et al. 2019, Sec. 3.1, with the constants of the published code.
     """
+    if int(counts.min()) < 1:
+        raise ValueError("every class needs at least one training image")
     return max_margin * (counts.min() / counts).float() ** 0.25
 
 

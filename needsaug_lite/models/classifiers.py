@@ -142,9 +142,11 @@ def build(
         UserError: for an unknown name, an image that the network can't take, or
             weights that don't fit.
     """
-    channels, height, _ = image_shape
-    if height < 8:
-        raise UserError(f"images are {height} pixels high; networks here need 8")
+    channels, height, breadth = image_shape
+    if min(height, breadth) < 8:
+        raise UserError(
+            f"images are {height} x {breadth} pixels; networks here need 8 x 8"
+        )
     if backbone == "convnet":
         body: nn.Module = convnet(channels, width)
         feature_dim = 2 * width

@@ -11,11 +11,11 @@ from needsaug_lite.errors import UserError
 from needsaug_lite.files import atomic_path
 
 
-def save_checkpoint(file: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(file: Path, state: dict[str, Any], device: torch.device) -> None:
     """Write `state` (tensors, numbers, text, lists, dicts) with the random states."""
     random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(device)
     with atomic_path(file) as temporary:
         torch.save({**state, "random": random}, temporary)
 
@@ -32,6 +32,10 @@ def load_checkpoint(file: Path, run: str, device: torch.device) -> dict[str, Any
         raise UserError(
             f"checkpoint {file} can't be read ({error}); delete it to start afresh"
         ) from error
+    if not isinstance(state, dict) or "random" not in state:
+        raise UserError(
+            f"{file} is no checkpoint of a training run; delete or rename it"
+        )
     if state.get("run") != run:
         raise UserError(
             f"checkpoint {file} belongs to run {state.get('run')!r}, not {run!r}: the "
@@ -39,6 +43,6 @@ def load_checkpoint(file: Path, run: str, device: torch.device) -> dict[str, Any
         )
     random = state["random"]
     torch.set_rng_state(random["cpu"].cpu())
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"].cpu())
+    if "cuda" in random and device.type == "cuda":
+        torch.cuda.set_rng_state(random["cuda"].cpu(), device)
     return state

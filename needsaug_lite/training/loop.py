@@ -118,7 +118,8 @@ def _save(file: Path, run: str, method: Method, history: History, done: int) -> 
         "history": history.rows,
         "epochs_done": done,
     }
-    save_checkpoint(file, state)
+    device = next(method.model.parameters()).device
+    save_checkpoint(file, state, device)
 
 
 def _run_epoch(stage: Stage, epoch: int) -> Row:

@@ -336,3 +336,16 @@ def test_global_random_state_has_no_influence(examples):
         torch.manual_seed(seed)
         runs.append(everything(data.Batches(examples, 7, GREY, augment=ALL), 0))
     assert runs[0].equal(runs[1])
+
+
+def test_a_lone_last_image_joins_the_batch_before_it(examples):
+    sizes = {
+        count: [
+            len(batch)
+            for batch in data.Batches(
+                examples.subset(torch.arange(count)), 8, GREY
+            ).epoch(0)
+        ]
+        for count in (1, 8, 9, 17, 18)
+    }
+    assert sizes == {1: [1], 8: [8], 9: [9], 17: [8, 9], 18: [8, 8, 2]}

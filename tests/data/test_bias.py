@@ -222,7 +222,7 @@ def test_hold_outs_are_balanced_and_disjoint(archive):
 def test_hold_outs_are_taken_before_tail_and_noise(archive):
     held = {"val_per_class": 4, "meta_per_class": 3, "seed": 1}
     plain = data.load(archive, **held)
-    biased = data.load(archive, **held, imbalance=13, noise=1.0, noise_kind="flip")
+    biased = data.load(archive, **held, imbalance=3, noise=0.3, noise_kind="flip")
     for part in ("val", "meta"):
         clean, after = getattr(plain, part), getattr(biased, part)
         assert first_pixels(after) == first_pixels(clean)
@@ -230,7 +230,7 @@ def test_hold_outs_are_taken_before_tail_and_noise(archive):
         assert after.labels.tolist() == [n % 3 for n in first_pixels(after)]
     assert set(first_pixels(biased.train)) <= set(first_pixels(plain.train))
     kept = torch.tensor(first_pixels(biased.train)) % 3
-    assert torch.bincount(kept).tolist() == data.long_tail_counts(13, 13, 3)
+    assert torch.bincount(kept).tolist() == data.long_tail_counts(13, 3, 3)
     assert biased.test.labels.equal(plain.test.labels)
 
 
@@ -337,3 +337,8 @@ def test_generators_depend_on_every_number_and_their_count():
     assert len(draws) == len(entropy)
     with pytest.raises(UserError, match="at least 0"):
         data.generator(-1)
+
+
+def test_noise_that_empties_a_class_is_refused(archive):
+    with pytest.raises(UserError, match="no training image of class"):
+        data.load(archive, imbalance=13, noise=1.0, noise_kind="flip", seed=1)

@@ -12,12 +12,14 @@ from needsaug_lite.experiments import Record, Spec, comparisons
 from needsaug_lite.experiments.comparisons import interval, paired, summary
 
 
-def rows(method: str, values: list[float], checksum: str = "same") -> list[Record]:
+def rows(
+    method: str, values: list[float], checksum: str = "same", **settings: object
+) -> list[Record]:
     return [
         Record(
             run_id="x",
             method_version=1,
-            spec=Spec.checked({"method": method, "seed": seed}),
+            spec=Spec.checked({"method": method, "seed": seed, **settings}),
             metrics={"balanced_accuracy": value, "per_class": [value]},
             class_counts=[1],
             history=[],
@@ -86,3 +88,20 @@ def test_summary_is_sorted_and_in_percent() -> None:
     assert table["method"].tolist() == ["LDAM", "CE"]
     assert table["balanced_accuracy"].tolist() == ["90.0 ± 0.0", "10.0 ± 0.0"]
     assert set(comparisons.frame(rows("ldam", [0.5])).columns) >= {"seed", "seconds"}
+
+
+def test_seeds_of_several_settings_are_no_pairs() -> None:
+    twice = [*rows("ldam", [0.5] * 5), *rows("ldam", [0.6] * 5, epochs=30)]
+    with pytest.raises(UserError, match="several rows with the same seed"):
+        paired(twice, rows("cross_entropy", [0.4] * 5))
+
+
+def test_settings_and_hyperparameters_are_not_pooled() -> None:
+    mixed = [
+        *rows("focal", [0.1, 0.1], hyperparameters={"gamma": 0.5}),
+        *rows("focal", [0.9, 0.9], hyperparameters={"gamma": 2.0}),
+        *rows("cross_entropy", [0.5, 0.5]),
+    ]
+    table = summary(mixed)
+    assert table["seeds"].tolist() == [2, 2, 2]
+    assert table["method"].tolist() == ["Focal (gamma 2.0)", "CE", "Focal (gamma 0.5)"]

@@ -13,6 +13,7 @@ from needsaug_lite import data
 from needsaug_lite.allocation import class_allocation
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import Spec, needs
+from needsaug_lite.experiments.artefacts import read_predictions
 from needsaug_lite.experiments.needs import NeedsReport
 from needsaug_lite.metrics import Predictions
 
@@ -91,7 +92,7 @@ def csv(tmp_path: Path, **changes: object) -> Path:
 
 
 def test_predictions_survive_a_csv(tmp_path: Path) -> None:
-    found, names = needs.read_predictions(csv(tmp_path))
+    found, names = read_predictions(csv(tmp_path))
     assert names == NAMES
     assert torch.allclose(found.losses, predictions(5).losses, atol=1e-5)
 
@@ -99,7 +100,7 @@ def test_predictions_survive_a_csv(tmp_path: Path) -> None:
 def test_numeric_class_names_survive_a_csv(tmp_path: Path) -> None:
     file = tmp_path / "p.csv"
     file.write_text("label,p:0,p:1\n0,0.9,0.1\n1,0.2,0.8\n")
-    found, names = needs.read_predictions(file)
+    found, names = read_predictions(file)
     assert names == ("0", "1")
     assert found.labels.tolist() == [0, 1]
 
@@ -108,7 +109,7 @@ def test_numeric_class_names_survive_a_csv(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"label": "fox"}, "no column p:fox"),
-        ({"p:cat": 3.0}, "line 2: the p: columns don't add up"),
+        ({"p:cat": 3.0}, "line 2: the p: columns aren't"),
         ({"p:cat": float("nan")}, "line 2"),
     ],
 )
@@ -116,16 +117,38 @@ def test_a_wrong_csv_is_named(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        needs.read_predictions(csv(tmp_path, **changes))
+        read_predictions(csv(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label,p:a,p:b\n", "holds no prediction"),
+        ("label,p:a,p:b\n,0.5,0.5\n", "lacks labels"),
+        ("label,p:a,p:b\na,x,0.5\n", "line 2"),
+        ("label,p:a,p:b\na,,1\n", "line 2"),
+    ],
+)
+def test_a_csv_with_gaps_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_predictions(file)
+
+
+def test_a_class_may_be_called_none(tmp_path: Path) -> None:
+    file = tmp_path / "p.csv"
+    file.write_text("label,p:None,p:nan\nNone,0.9,0.1\nnan,0.2,0.8\n")
+    assert read_predictions(file)[1] == ("None", "nan")
 
 
 def test_a_csv_without_columns_is_named(tmp_path: Path) -> None:
     file = tmp_path / "p.csv"
     file.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="needs a column `label`"):
-        needs.read_predictions(file)
+        read_predictions(file)
     with pytest.raises(UserError, match="can't be read"):
-        needs.read_predictions(tmp_path / "none.csv")
+        read_predictions(tmp_path / "none.csv")
 
 
 SPEC = Spec.checked(
@@ -169,6 +192,25 @@ def test_more_folds_than_images_of_a_class_are_refused() -> None:
     splits = data.load("digits", imbalance=60, n_max=100)
     with pytest.raises(UserError, match="class '9' has 1 images and 3 folds"):
         needs.cross_validated(splits, SPEC)
+
+
+def test_a_smaller_share_is_learned_with_as_many_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths: dict[float, int] = {}
+
+    def spy(splits: data.Splits, spec: Spec, *, fraction: float, **_: object) -> object:
+        lengths[fraction] = spec.epochs
+        return Predictions(torch.eye(3), torch.arange(3))
+
+    monkeypatch.setattr(needs, "cross_validated", spy)
+    splits = data.load("digits")
+    few = data.Splits(
+        splits.train, splits.val, splits.meta, splits.test, ("0", "1", "2")
+    )
+    monkeypatch.setattr(data.Splits, "class_counts", torch.tensor([9, 9, 9]))
+    needs.learning_curve(few, SPEC.model_copy(update={"epochs": 10}), (0.25, 0.5, 1.0))
+    assert lengths == {0.25: 40, 0.5: 20, 1.0: 10}
 
 
 def test_learning_curve_thins_and_its_slope_is_per_doubling() -> None:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments import Record, Spec, load_records, registry, run
+from needsaug_lite.experiments import (
+    Record,
+    Spec,
+    load_records,
+    registry,
+    run,
+    runner,
+)
 from needsaug_lite.experiments.records import read_record, row_path
 
 SMALL = {
@@ -100,3 +108,60 @@ def test_reporting_seeds_are_not_development_seeds() -> None:
     tuning = {r.spec.seed for r in records if r.spec.evaluate_on == "val"}
     reported = {r.spec.seed for r in records if r.spec.evaluate_on == "test"}
     assert not tuning & reported
+
+
+def test_settings_with_many_digits_survive_in_a_row(tmp_path: Path) -> None:
+    values = {**SMALL, "optimisation": {"lr": 0.031622776601683791, "batch_size": 64}}
+    spec = Spec.checked({**values, "method": "class_balanced",
+                         "hyperparameters": {"beta": 0.99999999}})  # fmt: skip
+    run(spec, results=tmp_path)
+    (record,) = load_records(tmp_path)
+    assert record.spec == spec
+
+
+def save_npz(file: Path, seed: int, classes: int = 2) -> None:
+    draw = np.random.default_rng(seed)
+    pixels = draw.integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    labels = np.arange(20) % classes
+    np.savez(file, x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+
+
+def test_other_images_behind_the_same_path_are_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.npz"
+    save_npz(file, 0)
+    spec = Spec.checked({**SMALL, "data": {"name": str(file)}})
+    run(spec, results=tmp_path / "rows")
+    run(spec, results=tmp_path / "rows")
+    save_npz(file, 1)
+    with pytest.raises(UserError, match="made from other images"):
+        run(spec, results=tmp_path / "rows")
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
+    file, checkpoint = tmp_path / "mine.npz", tmp_path / "c.ckpt"
+    save_npz(file, 0)
+    spec = Spec.checked({**SMALL, "data": {"name": str(file)}})
+    run(spec, checkpoint=checkpoint)
+    save_npz(file, 1)
+    with pytest.raises(UserError, match="belongs to run"):
+        run(spec, checkpoint=checkpoint, resume=True)
+
+
+def test_a_row_is_not_overwritten_by_training_again(
+    row: tuple[Path, Record],
+) -> None:
+    results, record = row
+    before = row_path(record.spec, results).read_bytes()
+    run(record.spec, results=results, prepared=runner.prepare(record.spec))
+    assert row_path(record.spec, results).read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from needsaug_lite import training
+
+    monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("it trained"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        run(Spec.checked(SMALL), results=tmp_path / "file")

@@ -421,3 +421,16 @@ def test_margins_move_prior_odds_by_less_than_a_factor_of_two() -> None:
 
     assert_close(slope(with_margins, posterior, zero), zero, rtol=0, atol=1e-12)
     assert 0.5 < float(odds) < 2
+
+
+@pytest.mark.parametrize("gamma", [0.25, 0.5, 1.0, 2.0])
+def test_focal_gradient_is_finite_where_the_sample_is_certain(gamma: float) -> None:
+    logits = torch.tensor([[40.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    losses.focal(logits, torch.tensor([0, 0]), gamma=gamma).backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+def test_margins_of_an_empty_class_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        losses.ldam_margins(torch.tensor([10, 0]))
