@@ -94,36 +94,34 @@ def summary(
 
 
 def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
-    """Rows by method and by the settings in which the given rows differ.
+    """Rows by method and setting.
 
     Returns:
-        Rows under (label, setting); the setting is "" where rows of a method differ
-        in nothing but the seed, else like "(factor 0.1)".
+        Rows under (label, setting). The setting names hyperparameters that aren't the
+        method's defaults, and whatever else differs among the given rows, like
+        "(factor 0.1)"; it is "" where there is nothing to name.
     """
-    plain = [
-        _flat(r.spec.model_dump(mode="json", exclude={"seed", "deviations"}))
-        for r in records
-    ]
-    names = sorted({name for values in plain for name in values})
+    unlike = {"seed", "deviations", "experiment", "method", "hyperparameters"}
+    plain = [_flat(r.spec.model_dump(mode="json", exclude=unlike)) for r in records]
+    varied = sorted(
+        name
+        for name in {name for values in plain for name in values}
+        if len({json.dumps(values.get(name)) for values in plain}) > 1
+    )
     found: dict[tuple[str, str], list[Record]] = {}
     for record, values in zip(records, plain, strict=True):
-        same = [v for v in plain if v["method"] == values["method"]]
-        varied = [
-            name
-            for name in names
-            # Hyperparameters differ between methods anyway.
-            if _differs(name, same if name.startswith("hyperparameters.") else plain)
-            and name not in ("method", "experiment")
-        ]
-        shown = [name for name in varied if name in values]
-        text = ", ".join(f"{n.rpartition('.')[2]} {values[n]}" for n in shown)
+        named = {name.rpartition(".")[2]: values[name] for name in varied}
+        text = ", ".join(f"{k} {v}" for k, v in {**_chosen(record), **named}.items())
         setting = f"({text})" if text else ""
         found.setdefault((label(record), setting), []).append(record)
     return found
 
 
-def _differs(name: str, settings: Sequence[dict[str, Any]]) -> bool:
-    return len({json.dumps(values.get(name)) for values in settings}) > 1
+def _chosen(record: Record) -> dict[str, Any]:
+    """Hyperparameters of a row that aren't its method's defaults."""
+    usual = registry.hyperparameters(record.spec.method)().model_dump(mode="json")
+    values = record.spec.hyperparameters.items()
+    return {name: value for name, value in values if value != usual.get(name)}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
