@@ -15,6 +15,7 @@ from needsaug_lite.cli.options import (
     Root,
     Size,
     Skip,
+    Weights,
     check_device,
     plain,
 )
@@ -48,9 +49,7 @@ def measure_needs(
         bool, typer.Option(help="Also learn from half and a quarter of the images.")
     ] = False,
     backbone: Annotated[str, typer.Option(help="Network to train.")] = "convnet",
-    weights: Annotated[
-        Path | None, typer.Option(help="State dict for the backbone, from your disk.")
-    ] = None,
+    weights: Weights = None,
     image_size: Size = None,
     channels: Channels = None,
     skip_broken: Skip = False,

@@ -20,6 +20,9 @@ Root = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Results = Annotated[Path, typer.Option(help="Folder of the rows.")]
 Skip = Annotated[bool, typer.Option(help="Leave unreadable image files out.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="State dict for the backbone, from your disk.")
+]
 Size = Annotated[int | None, typer.Option(help="Height and width of folder images.")]
 Channels = Annotated[int | None, typer.Option(help="1 grey, 3 colour; default: look.")]
 

@@ -15,6 +15,7 @@ from needsaug_lite.cli.options import (
     Root,
     Size,
     Skip,
+    Weights,
     check_device,
 )
 from needsaug_lite.errors import UserError
@@ -35,9 +36,7 @@ def run(
         float | None, typer.Option(help="Long tail, e.g. 100.")
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="Network.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="State dict for the backbone, from your disk.")
-    ] = None,
+    weights: Weights = None,
     image_size: Size = None,
     channels: Channels = None,
     skip_broken: Skip = False,
