@@ -1,0 +1,93 @@
+"""What an estimator returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from needsaug_lite.errors import UserError
+
+Tensors = dict[str, Tensor]
+
+
+class NotFiniteError(UserError):
+    """A loss or a derivative became infinite or not a number."""
+
+
+class Hypergradient(dict[str, Tensor]):
+    """Derivative of the outer loss by the hyperparameters, with what led to it.
+
+    A dictionary shaped like `hparams`; frozen hyperparameters have derivative zero.
+    All numbers are detached tensors on the device of the parameters.
+
+    Attributes:
+        params: parameters at which the outer loss was taken: after the inner step or
+            steps, or those handed in for `implicit`. Frozen tensors are included.
+        inner_loss: inner loss at the parameters handed in, shape ().
+        outer_loss: outer loss at `params`, shape ().
+        vector_norm: ||v||, v the gradient of the outer loss by `params`, shape ().
+        path_norms: norm of each part that the hypergradient is the sum of: "direct"
+            (partial derivative of the outer loss) and "params" (through the
+            parameters).
+        velocity: momentum buffer after the last step (`unrolled` with momentum).
+        report: what a solver has to say (`implicit`), such as its residual.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        *,
+        params: Tensors,
+        inner_loss: Tensor,
+        outer_loss: Tensor,
+        vector_norm: Tensor,
+        path_norms: Tensors,
+        velocity: Tensors | None = None,
+        report: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(values)
+        self.params = params
+        self.inner_loss = inner_loss
+        self.outer_loss = outer_loss
+        self.vector_norm = vector_norm
+        self.path_norms = path_norms
+        self.velocity = velocity
+        self.report = dict(report or {})
+        require_finite(
+            {
+                "the inner loss": inner_loss,
+                "the outer loss": outer_loss,
+                "the gradient of the outer loss by the parameters": vector_norm,
+                **{f"the hypergradient of {name!r}": t for name, t in values.items()},
+            }
+        )
+
+    def set_grad(self, hparams: Mapping[str, Tensor]) -> None:
+        """Put the derivative where an optimiser of the hyperparameters reads it.
+
+        Args:
+            hparams: the tensors that the optimiser holds; their `.grad` is replaced,
+                that of a tensor that doesn't require a gradient stays as it is.
+        """
+        for name, value in self.items():
+            if hparams[name].requires_grad:
+                hparams[name].grad = value
+
+
+def require_finite(quantities: Mapping[str, Tensor]) -> None:
+    """Wait once for the device and name the first quantity that is not finite.
+
+    Raises:
+        NotFiniteError: with the name of the quantity.
+    """
+    home = next(iter(quantities.values())).device
+    flags = [tensor.isfinite().all().to(home) for tensor in quantities.values()]
+    if bool(torch.stack(flags).all()):
+        return
+    found = [name for name, flag in zip(quantities, flags, strict=True) if not flag]
+    raise NotFiniteError(
+        f"{found[0]} is not finite. Lower the learning rate (of the inner step or of "
+        "the hyperparameters), or look at the loss for a logarithm or division by zero"
+    )

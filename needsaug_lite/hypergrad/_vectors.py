@@ -1,0 +1,65 @@
+"""Lists of tensors as one long vector, and their mean over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+Vector = Sequence[Tensor]
+
+
+def norm(vector: Vector) -> Tensor:
+    """Euclidean norm of all entries together, a scalar."""
+    length: Tensor = torch.stack([part.norm() for part in vector]).norm()
+    return length
+
+
+def dot(one: Vector, other: Vector) -> Tensor:
+    """Inner product of all entries, a scalar."""
+    parts = [(a * b).sum() for a, b in zip(one, other, strict=True)]
+    return torch.stack(parts).sum()
+
+
+def add(one: Vector, other: Vector, factor: float | Tensor = 1.0) -> list[Tensor]:
+    """Sum `one + factor * other`, new tensors."""
+    if isinstance(factor, Tensor):
+        return [a + factor * b for a, b in zip(one, other, strict=True)]
+    return [torch.add(a, b, alpha=factor) for a, b in zip(one, other, strict=True)]
+
+
+def add_into(one: Vector, other: Vector, factor: float = 1.0) -> None:
+    """Add `factor * other` to `one` in its memory, which must be nobody else's."""
+    for a, b in zip(one, other, strict=True):
+        a.add_(b, alpha=factor)
+
+
+def scaled(vector: Vector, factor: float | Tensor) -> list[Tensor]:
+    """Product `factor * vector`, new tensors."""
+    return [factor * part for part in vector]
+
+
+def averaged(vector: Vector) -> list[Tensor]:
+    """Mean over the ranks of torch.distributed; the vector itself without it.
+
+    One message per type and device. Every rank gets the same bits.
+    """
+    parts = list(vector)
+    if not (dist.is_available() and dist.is_initialized()):
+        return parts
+    ranks = dist.get_world_size()
+    if ranks == 1:
+        return parts
+    kinds = {(part.dtype, part.device) for part in parts}
+    for kind in sorted(kinds, key=str):
+        places = [
+            i for i, part in enumerate(parts) if (part.dtype, part.device) == kind
+        ]
+        flat = torch.cat([parts[i].detach().reshape(-1) for i in places])
+        dist.all_reduce(flat)
+        pieces = (flat / ranks).split([parts[i].numel() for i in places])
+        for i, piece in zip(places, pieces, strict=True):
+            parts[i] = piece.view(parts[i].shape)
+    return parts
