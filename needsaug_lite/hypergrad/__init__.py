@@ -14,10 +14,8 @@ from needsaug_lite.hypergrad._levels import ChainHypergradient as ChainHypergrad
 from needsaug_lite.hypergrad._levels import Level as Level
 from needsaug_lite.hypergrad._objective import Loss as Loss
 from needsaug_lite.hypergrad._result import Hypergradient as Hypergradient
+from needsaug_lite.hypergrad._result import HypergradientWarning as HypergradientWarning
 from needsaug_lite.hypergrad._result import NotFiniteError as NotFiniteError
-from needsaug_lite.hypergrad._solvers import (
-    HypergradientWarning as HypergradientWarning,
-)
 from needsaug_lite.hypergrad._solvers import IndefiniteError as IndefiniteError
 from needsaug_lite.hypergrad._solvers import Solver as Solver
 from needsaug_lite.hypergrad._solvers import conjugate_gradient as conjugate_gradient

@@ -12,7 +12,7 @@ from needsaug_lite.errors import UserError
 from needsaug_lite.hypergrad._draws import fixed_draws
 from needsaug_lite.hypergrad._linearisation import Linearisation
 from needsaug_lite.hypergrad._objective import Loss, Objective
-from needsaug_lite.hypergrad._solvers import HypergradientWarning
+from needsaug_lite.hypergrad._result import HypergradientWarning
 from needsaug_lite.hypergrad._two_level import SLOTS
 from needsaug_lite.hypergrad._variables import Variables
 from needsaug_lite.hypergrad._vectors import add, dot, norm, scaled

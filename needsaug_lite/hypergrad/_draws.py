@@ -84,6 +84,7 @@ class _Buffers:
     """Remembers the buffers of every module that is called, and puts them back."""
 
     def __init__(self) -> None:
+        self._modules: set[nn.Module] = set()
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self._thread = threading.get_ident()
 
@@ -94,10 +95,15 @@ class _Buffers:
         self._hook.remove()
         self.put_back()
         self._known.clear()
+        self._modules.clear()
 
     def _remember(self, module: nn.Module, _: object) -> None:
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
+        # `functional_call` may bring other buffers, but the same ones each time.
+        if module in self._modules:
+            return
+        self._modules.add(module)
         # A compiled module runs its parts without hooks, so it is looked at as a whole.
         whole = hasattr(module, "_orig_mod")
         for buffer in module.buffers(recurse=whole):

@@ -73,7 +73,7 @@ class Linearisation:
         if self._edges is not None and (last or not self._once):
             found = _pullback(self._edges, vector, wrt, keep=not last)
             if last:
-                self._edges = []
+                self._edges = None
             return averaged(found)
         total: list[Tensor] | None = None
         for index in range(len(self._objective)):

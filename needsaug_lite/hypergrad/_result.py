@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +15,10 @@ Tensors = dict[str, Tensor]
 
 class NotFiniteError(UserError):
     """A loss or a derivative became infinite or not a number."""
+
+
+class HypergradientWarning(UserWarning):
+    """A hypergradient was computed, but a condition of its formula does not hold."""
 
 
 class Hypergradient(dict[str, Tensor]):
@@ -55,13 +60,14 @@ class Hypergradient(dict[str, Tensor]):
         self.path_norms = path_norms
         self.velocity = velocity
         self.report = dict(report or {})
-        require_finite(
+        _inspect(
             {
                 "the inner loss": inner_loss,
                 "the outer loss": outer_loss,
                 "the gradient of the outer loss by the parameters": vector_norm,
                 **{f"the hypergradient of {name!r}": t for name, t in values.items()},
-            }
+            },
+            values,
         )
 
     def set_grad(self, hparams: Mapping[str, Tensor]) -> None:
@@ -76,18 +82,29 @@ class Hypergradient(dict[str, Tensor]):
                 hparams[name].grad = value
 
 
-def require_finite(quantities: Mapping[str, Tensor]) -> None:
-    """Wait once for the device and name the first quantity that is not finite.
+def _inspect(
+    quantities: Mapping[str, Tensor], hypergradient: Mapping[str, Tensor]
+) -> None:
+    """Wait once for the device; refuse what is not finite, warn of a zero result.
 
     Raises:
-        NotFiniteError: with the name of the quantity.
+        NotFiniteError: with the name of the first quantity that is not finite.
     """
     home = next(iter(quantities.values())).device
     flags = [tensor.isfinite().all().to(home) for tensor in quantities.values()]
-    if bool(torch.stack(flags).all()):
-        return
-    found = [name for name, flag in zip(quantities, flags, strict=True) if not flag]
-    raise NotFiniteError(
-        f"{found[0]} is not finite. Lower the learning rate (of the inner step or of "
-        "the hyperparameters), or look at the loss for a logarithm or division by zero"
-    )
+    moves = torch.stack([t.any().to(home) for t in hypergradient.values()]).any()
+    *finite, moved = torch.stack([*flags, moves]).tolist()
+    if not all(finite):
+        found = [n for n, fine in zip(quantities, finite, strict=True) if not fine]
+        raise NotFiniteError(
+            f"{found[0]} is not finite. Lower the learning rate (of the inner step or "
+            "of the hyperparameters), or look at the loss for a logarithm or division "
+            "by zero"
+        )
+    if not moved:
+        warnings.warn(
+            "the hypergradient is zero everywhere: closures must compute with the "
+            "hparams that they are given, and the outer loss must have a slope",
+            HypergradientWarning,
+            stacklevel=5,
+        )

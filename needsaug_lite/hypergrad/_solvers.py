@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from needsaug_lite.errors import UserError
-from needsaug_lite.hypergrad._result import NotFiniteError
+from needsaug_lite.hypergrad._result import HypergradientWarning, NotFiniteError
 from needsaug_lite.hypergrad._vectors import add, add_into, dot, norm
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 Matrix = Literal["hessian", "gauss_newton"]
 Solution = tuple[list[Tensor], dict[str, float]]
-
-
-class HypergradientWarning(UserWarning):
-    """A hypergradient was computed, but a condition of its formula does not hold."""
 
 
 class IndefiniteError(UserError):

@@ -87,7 +87,7 @@ class Smooth:
 class Ridge:
     """Weighted ridge regression: the optimum and its derivative in closed form.
 
-    L_in = 1/2 Σ_i w_i (x_iᵀθ - y_i)² + 1/2 e^d ||θ||² with θ split over two tensors, and
+    L_in = 1/2 Σ_i w_i (x_iᵀθ - y_i)² + 1/2 e^d ||θ||², θ split over two tensors, and
     L_out = 1/2 ||X'θ - y'||² + 3 d². The hyperparameters are w and d.
     """
 

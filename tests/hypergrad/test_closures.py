@@ -189,6 +189,19 @@ def test_a_closure_that_ignores_its_arguments(name: str) -> None:
 
 
 @everywhere
+def test_losses_that_ignore_the_hyperparameters(name: str) -> None:
+    """A closure over a variable outside instead of its argument: zero, with a word."""
+    net = Classifier()
+
+    def inner(params: Tensors, hparams: Tensors) -> Tensor:
+        return net.inner(params, net.hparams)
+
+    with pytest.warns(hypergrad.HypergradientWarning, match="zero everywhere"):
+        found = ESTIMATORS[name](inner, net.outer, net.params, net.hparams)
+    assert not found["log_weight"].any()
+
+
+@everywhere
 def test_losses_that_are_not_scalars(name: str) -> None:
     problem = Smooth(torch.Generator().manual_seed(0))
 

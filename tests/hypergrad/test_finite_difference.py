@@ -124,6 +124,7 @@ def test_autocast_and_tf32_are_off_inside_and_on_afterwards() -> None:
             )
             assert torch.is_autocast_enabled("cpu")
         assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)
     assert set(seen) == {(torch.float32, "ieee")}
