@@ -5,9 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= lite
 CORES ?= 2
+# More arguments for the measurements: make bench BENCH='-k "not resnet32"'
+BENCH ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/peers
 HTML := book/_build/html/index.html
 PARTS := $(BIN)/python tests/run_parts.py
 
@@ -56,8 +59,16 @@ unit: $(STAMP)  ## unit and property tests
 notebooks: $(STAMP)  ## every notebook in the smoke profile
 	@$(PARTS) notebooks
 
-bench: $(STAMP)  ## side-by-side measurements
-	@$(BIN)/python -m pytest tests/benchmarks -s
+bench: $(PEERS)/.installed  ## side-by-side measurements
+	@PYTHONPATH=$(PEERS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s $(BENCH)
+
+# Libraries to compare with, in a folder that only `make bench` looks into.
+$(PEERS)/.installed: $(STAMP) tests/benchmarks/peers.txt
+	@rm -rf $(PEERS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --only-binary :all: --target $(PEERS) -r tests/benchmarks/peers.txt || \
+	  echo "Without the other libraries: not all of them have a wheel for this Python"
+	@mkdir -p $(PEERS) && touch $@
 
 clean:  ## remove what was built; .venv and committed rows stay
 	rm -rf book/chapters book/generated book/_build .snakemake .grid \

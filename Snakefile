@@ -67,6 +67,7 @@ def data_digest():
     fresh clone gives all of them a new time.
     """
     files = [*(BOOK / "results").rglob("*.json"), *PACKAGE.rglob("*.csv")]
+    files += [*(BOOK / "measurements").rglob("*.json")]
     files += [Path(name) for name in sources("*.csv")]
     digest = hashlib.sha256()
     for file in sorted(set(files)):

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from imblearn.metrics import geometric_mean_score
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
 from needsaug_lite import _torchvision  # noqa: F401  # before torchmetrics
 from needsaug_lite.data import Batch, Batches, Examples, Normalisation
+from needsaug_lite.errors import UserError
 
 from torchmetrics.functional.classification import (  # isort: skip
     multiclass_calibration_error,
@@ -75,6 +77,43 @@ def evaluate(
     """Metrics of a model on one part of the data; see `from_predictions`."""
     batches = Batches(examples, batch_size, normalisation, shuffle=False)
     return from_predictions(predict(model, batches.epoch(0)), class_counts)
+
+
+def sample_losses(
+    model: nn.Module,
+    examples: Examples,
+    normalisation: Normalisation,
+    *,
+    batch_size: int = 500,
+) -> Tensor:
+    """Cross-entropy of every image in evaluation mode, nats, on the CPU, shape (N,)."""
+    batches = Batches(examples, batch_size, normalisation, shuffle=False)
+    return predict(model, batches.epoch(0)).losses
+
+
+def noise_average_precision(suspicion: Tensor, mislabelled: Tensor) -> float:
+    """How well a score ranks the images with wrong labels before the others.
+
+    The precision of the k most suspicious images, averaged over the wrong labels:
+    sum_k (recall_k - recall_{k-1}) precision_k. It is 1 for a perfect ranking and the
+    share of wrong labels for a score that is the same for all images.
+
+    Args:
+        suspicion: larger means more likely wrong, shape (N,), finite.
+        mislabelled: which labels are wrong, bool, shape (N,).
+
+    Raises:
+        UserError: if no label is wrong, or the shapes differ.
+    """
+    if suspicion.shape != mislabelled.shape:
+        raise UserError(
+            f"{len(suspicion)} scores can't be compared with {len(mislabelled)} "
+            "labels; give one score for every image"
+        )
+    if not bool(mislabelled.any()):
+        raise UserError("no label is wrong, so that there is nothing to rank")
+    truth, score = mislabelled.cpu().numpy(), suspicion.detach().cpu().numpy()
+    return float(average_precision_score(truth, score))
 
 
 def from_predictions(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from needsaug_lite import data, metrics, models
+from needsaug_lite.errors import UserError
 from needsaug_lite.metrics import Predictions, from_predictions
 
 
@@ -93,3 +94,33 @@ def test_batch_size_does_not_matter() -> None:
     )
     assert one["confusion"] == other["confusion"]
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_average_precision_of_perfect_constant_and_reversed_scores() -> None:
+    wrong = torch.tensor([True, False, False, True, False])
+    assert metrics.noise_average_precision(wrong.float(), wrong) == 1
+    assert metrics.noise_average_precision(torch.full((5,), 0.3), wrong) == 2 / 5
+    # Wrong labels come fourth and fifth: precision 1/4, then 2/5.
+    reversed_score = -wrong.float() + torch.tensor([0.1, 0, 0, 0, 0])
+    found = metrics.noise_average_precision(reversed_score, wrong)
+    assert found == pytest.approx((1 / 4 + 2 / 5) / 2)
+
+
+def test_average_precision_needs_wrong_labels_and_a_score_for_each() -> None:
+    with pytest.raises(UserError, match="no label is wrong"):
+        metrics.noise_average_precision(torch.ones(3), torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(UserError, match="2 scores .* 3 labels"):
+        metrics.noise_average_precision(torch.ones(2), torch.ones(3, dtype=torch.bool))
+
+
+def test_sample_losses_are_in_order_and_average_to_the_loss() -> None:
+    splits = data.load("digits")
+    torch.manual_seed(0)
+    model = models.build("convnet", splits.image_shape, 10, width=4)
+    normalisation = data.Normalisation.of(splits)
+    each = metrics.sample_losses(model, splits.test, normalisation, batch_size=70)
+    total = metrics.evaluate(model, splits.test, normalisation)["loss"]
+    assert float(each.mean()) == pytest.approx(total, rel=1e-5)
+    tenth = splits.test.subset(torch.tensor([10]))
+    alone = metrics.sample_losses(model, tenth, normalisation)
+    assert float(each[10]) == pytest.approx(float(alone), rel=1e-4)

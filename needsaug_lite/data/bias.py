@@ -151,6 +151,9 @@ def label_noise(
 ) -> Splits:
     """Make a share of the training labels wrong; the other parts stay clean.
 
+    The labels from before are kept as `splits.train.true_labels`, so that it can be
+    judged afterwards who has found the wrong ones.
+
     Args:
         rate: probability that a label is redrawn, in [0, 1].
         kind: "uniform" redraws among all classes (the true one included), "flip"
@@ -181,7 +184,9 @@ def label_noise(
     else:
         raise UserError(f"unknown label noise {kind!r}; use uniform, flip or flip2")
     noisy_labels = torch.where(hit, wrong, labels).to(splits.train.labels.device)
-    noisy = replace(splits.train, labels=noisy_labels)
+    known = splits.train.true_labels
+    true_labels = splits.train.labels if known is None else known
+    noisy = replace(splits.train, labels=noisy_labels, true_labels=true_labels)
     return replace(splits, train=noisy)
 
 

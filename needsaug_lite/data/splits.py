@@ -86,17 +86,27 @@ class Examples:
         images: N images of one shape.
         labels: class of each image, int64, shape (N,).
         groups: group of each image, int64, shape (N,), or None.
+        true_labels: the labels before `bias.label_noise`, int64, shape (N,), or None.
+            Only an evaluation may look at them: batches don't carry them, no checksum
+            contains them, and the runner hands a method splits without them.
     """
 
     images: Images
     labels: Tensor
     groups: Tensor | None = None
+    true_labels: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
             raise UserError(
                 f"{len(self.images)} images but {len(self.labels)} labels: every "
                 "image needs exactly one label"
+            )
+        true = self.true_labels
+        if true is not None and true.shape != self.labels.shape:
+            raise UserError(
+                f"{len(true)} true labels but {len(self.labels)} labels: give one true "
+                "label for every image, or none at all"
             )
 
     def __len__(self) -> int:
@@ -106,12 +116,32 @@ class Examples:
         """The examples at `index`, shape (n,), in that order."""
         where = index.to(self.labels.device)
         groups = None if self.groups is None else self.groups[where]
-        return Examples(self.images.subset(index), self.labels[where], groups)
+        true = None if self.true_labels is None else self.true_labels[where]
+        return Examples(self.images.subset(index), self.labels[where], groups, true)
 
     def joined(self, other: Examples) -> Examples:
-        """These examples followed by those of `other`; groups are dropped."""
+        """These examples followed by those of `other`; groups are dropped.
+
+        Where only one of the two knows its true labels, the other's labels count as
+        right.
+        """
         images = self.images.joined(other.images)
-        return Examples(images, torch.cat([self.labels, other.labels]))
+        labels = torch.cat([self.labels, other.labels])
+        true = None
+        if self.true_labels is not None or other.true_labels is not None:
+            both = (self, other)
+            found = [e.labels if e.true_labels is None else e.true_labels for e in both]
+            true = torch.cat(found)
+        return Examples(images, labels, true_labels=true)
+
+    @property
+    def mislabelled(self) -> Tensor | None:
+        """True where a label is wrong, bool, shape (N,); None if nobody knows."""
+        return None if self.true_labels is None else self.labels != self.true_labels
+
+    def without_true_labels(self) -> Examples:
+        """The same examples as somebody sees them who has to learn from them."""
+        return replace(self, true_labels=None)
 
     def counts(self, num_classes: int) -> Tensor:
         """Number of examples of each class, int64, shape (num_classes,)."""
@@ -119,8 +149,10 @@ class Examples:
 
     def to(self, device: torch.device | str) -> Examples:
         """The same examples with everything that is in memory on `device`."""
+        labels = self.labels.to(device)
         groups = None if self.groups is None else self.groups.to(device)
-        return Examples(self.images.to(device), self.labels.to(device), groups)
+        true = None if self.true_labels is None else self.true_labels.to(device)
+        return Examples(self.images.to(device), labels, groups, true)
 
 
 @dataclass(frozen=True)
@@ -166,8 +198,16 @@ class Splits:
         parts = {part: getattr(self, part).to(device) for part in PARTS}
         return replace(self, **parts)
 
+    def without_true_labels(self) -> Splits:
+        """The same splits as a method may see them."""
+        parts = {part: getattr(self, part).without_true_labels() for part in PARTS}
+        return replace(self, **parts)
+
     def checksum(self) -> str:
-        """SHA-256 over images, labels and groups of all four parts."""
+        """SHA-256 over images, labels and groups of all four parts.
+
+        True labels are no part of it: nothing that is trained depends on them.
+        """
         total = hashlib.sha256()
         for part in PARTS:
             examples: Examples = getattr(self, part)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import comparisons
+from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
 from needsaug_lite.files import write_text
@@ -155,9 +156,16 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def write_pages(results: Path, out: Path) -> list[Path]:
-    """Write all generated tables; one file for our rows and one per paper."""
+    """Write all generated tables: our rows, one file per paper, and times.
+
+    Times come from `measurements/`, which lies beside the folder of results.
+    """
     records = load_records(results)
-    pages = {"results_tables.md": measured_tables(records)}
+    times = results.parent / "measurements/hypergradients.json"
+    pages = {
+        "results_tables.md": measured_tables(records),
+        "hypergradients.md": hypergradient_tables(times),
+    }
     for paper in TITLES:
         pages[f"paper_{paper}.md"] = paper_tables(paper, records)
     for name, text in pages.items():

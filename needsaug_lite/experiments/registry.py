@@ -40,6 +40,12 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "cross_entropy": Entry(f"{_BASELINES}.cross_entropy:CrossEntropy", "CE"),
+    "cross_entropy_with_meta": Entry(
+        f"{_BASELINES}.cross_entropy:CrossEntropyWithMeta", "CE + meta"
+    ),
+    "cross_entropy_on_meta": Entry(
+        f"{_BASELINES}.cross_entropy:CrossEntropyOnMeta", "CE on meta"
+    ),
     "resampling": Entry(f"{_BASELINES}.cross_entropy:Resampling", "Resampling"),
     "class_balanced": Entry(f"{_BASELINES}.reweighting:ClassBalanced", "CB-CE"),
     "focal": Entry(f"{_BASELINES}.reweighting:Focal", "Focal"),
@@ -56,6 +62,9 @@ METHODS: dict[str, Entry] = {
         f"{_BASELINES}.logit_adjustment:ClassDependentTemperature", "CDT"
     ),
     "vector_scaling": Entry(f"{_BASELINES}.logit_adjustment:VectorScaling", "VS"),
+    "hyper_cleaning": Entry(
+        f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
+    ),
 }
 
 

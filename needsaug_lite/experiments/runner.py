@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,10 @@ def prepare(
 
 
 def prepare_with(splits: Splits, spec: Spec) -> Prepared:
-    """Network and method of a spec for data that are at hand, on their device."""
+    """Network and method of a spec for data that are at hand, on their device.
+
+    The method gets the splits without true labels; the evaluation keeps them.
+    """
     chosen = registry.entry(spec.method)
     method_class = chosen.load()
     torch.manual_seed(spec.seed)
@@ -56,7 +60,7 @@ def prepare_with(splits: Splits, spec: Spec) -> Prepared:
     normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
     method = method_class(
         model,
-        splits,
+        splits.without_true_labels(),
         optimisation=spec.optimisation,
         augment=spec.augment,
         normalisation=normalisation,
@@ -119,6 +123,7 @@ def run(
     )
     if ready.splits.num_classes > CONFUSION_LIMIT:
         del scores["confusion"]
+    scores |= noise_scores(ready)
     record = Record(
         run_id=spec.run_id,
         method_version=spec.method_version,
@@ -138,6 +143,28 @@ def run(
     if results is not None and known is not None and not known.exists():
         record.save(results)
     return record
+
+
+def noise_scores(ready: Prepared) -> dict[str, Any]:
+    """How well the wrong training labels were found, if there are known ones.
+
+    The score is the method's own `suspicion` if it has one, and otherwise the
+    cross-entropy of the training images as they are, without augmentation, under the
+    final network.
+
+    Returns:
+        `noise_average_precision`, or nothing where no label is known to be wrong.
+    """
+    train = ready.splits.train
+    wrong = train.mislabelled
+    if wrong is None or not bool(wrong.any()):
+        return {}
+    if isinstance(ready.method, training.Suspicious):
+        score = ready.method.suspicion()
+    else:
+        score = metrics.sample_losses(ready.method.model, train, ready.normalisation)
+    found = metrics.noise_average_precision(score.cpu(), wrong.cpu())
+    return {"noise_average_precision": found}
 
 
 def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -57,3 +57,11 @@ class Method(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
+
+
+@runtime_checkable
+class Suspicious(Protocol):
+    """A method with an opinion of its own on which training labels are wrong."""
+
+    def suspicion(self) -> Tensor:
+        """A score for every training image, larger for wrong labels, shape (N,)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,57 @@ def test_noise_is_pure_seeded_and_touches_labels_only(make_splits):
     assert noisy.checksum() == data.label_noise(splits, 0.5, seed=1).checksum()
     assert noisy.checksum() != data.label_noise(splits, 0.5, seed=2).checksum()
     assert data.label_noise(splits, 0.0).checksum() == before
+
+
+def test_true_labels_are_kept_beside_the_noise(make_splits, numbers):
+    splits = make_splits([50, 50, 50])
+    noisy = data.label_noise(splits, 0.5, seed=1)
+    true = splits.train.labels
+    assert splits.train.mislabelled is None
+    assert noisy.train.true_labels.equal(true)
+    assert noisy.train.mislabelled.equal(noisy.train.labels != true)
+    index = torch.tensor([7, 3, 3, 100])
+    few = noisy.train.subset(index)
+    assert few.true_labels.equal(true[index])
+    assert few.mislabelled.equal(noisy.train.mislabelled[index])
+    assert noisy.to("cpu").train.true_labels.equal(true)
+    twice = data.label_noise(noisy, 0.5, seed=2)
+    assert twice.train.true_labels.equal(true)
+    tail = data.long_tail(noisy, imbalance=5).train
+    assert tail.true_labels.equal(true[numbers(tail)])
+
+
+def test_true_labels_are_joined(make_splits):
+    splits = make_splits([50, 50, 50])
+    noisy = data.label_noise(splits, 0.5, seed=1)
+    both = noisy.train.joined(splits.meta)
+    assert both.true_labels.equal(torch.cat([splits.train.labels, splits.meta.labels]))
+    assert int(both.mislabelled.sum()) == int(noisy.train.mislabelled.sum())
+    behind = splits.meta.joined(noisy.train)
+    assert int(behind.mislabelled.sum()) == int(noisy.train.mislabelled.sum())
+    assert splits.train.joined(splits.meta).true_labels is None
+
+
+def test_true_labels_are_in_no_checksum_and_no_batch(make_splits):
+    noisy = data.label_noise(make_splits([50, 50, 50]), 0.5, seed=1)
+    hidden = noisy.without_true_labels()
+    assert hidden.train.true_labels is None
+    assert hidden.train.labels is noisy.train.labels
+    assert hidden.checksum() == noisy.checksum()
+    normalisation = data.Normalisation.of(noisy)
+    for one, other in zip(
+        data.Batches(noisy.train, 40, normalisation).epoch(0),
+        data.Batches(hidden.train, 40, normalisation).epoch(0),
+        strict=True,
+    ):
+        assert vars(one).keys() == {"images", "labels", "groups", "index"}
+        assert one.labels.equal(other.labels)
+
+
+def test_true_labels_of_another_number_are_refused(make_splits):
+    train = make_splits([5, 5]).train
+    with pytest.raises(UserError, match="9 true labels but 10"):
+        replace(train, true_labels=train.labels[:9])
 
 
 def test_impossible_noise_is_refused(make_splits):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from needsaug_lite import data, metrics, training
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import (
     Record,
@@ -19,7 +23,7 @@ from needsaug_lite.experiments import (
 )
 from needsaug_lite.experiments.records import read_record, row_path
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "data": {"imbalance": 20},
     "model": {"width": 4},
     "optimisation": {"batch_size": 64},
@@ -36,7 +40,8 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
 
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_runs(method: str) -> None:
-    record = run(Spec.checked({**SMALL, "method": method}))
+    images = {**SMALL["data"], "meta_per_class": 2}
+    record = run(Spec.checked({**SMALL, "data": images, "method": method}))
     assert record.history[0]["loss"] > 0
     assert 0 <= record.metrics["balanced_accuracy"] <= 1
 
@@ -63,8 +68,6 @@ def test_a_row_that_exists_is_read(
     row: tuple[Path, Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results, record = row
-    from needsaug_lite import training
-
     monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("it trained"))
     assert run(record.spec, results=results).metrics["top1"] == pytest.approx(
         record.metrics["top1"], rel=1e-6
@@ -159,9 +162,77 @@ def test_a_row_is_not_overwritten_by_training_again(
 def test_a_folder_that_cannot_be_written_is_found_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from needsaug_lite import training
-
     monkeypatch.setattr(training, "fit", lambda *a, **k: pytest.fail("it trained"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run(Spec.checked(SMALL), results=tmp_path / "file")
+
+
+# --- wrong labels ---------------------------------------------------------------
+
+NOISY = {"name": "digits", "imbalance": 20, "meta_per_class": 2, "noise": 0.4}
+
+
+def noisy(method: str) -> Spec:
+    return Spec.checked({**SMALL, "data": NOISY, "method": method})
+
+
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_no_method_is_given_the_true_labels(method: str) -> None:
+    ready = runner.prepare(noisy(method))
+    assert ready.splits.train.mislabelled is not None
+    held = vars(ready.method).values()
+    parts = [value.examples for value in held if isinstance(value, data.Batches)]
+    assert parts
+    assert all(part.true_labels is None for part in parts)
+    assert not any(isinstance(value, data.Splits) for value in held)
+
+
+def test_true_labels_change_no_result() -> None:
+    spec = noisy("hyper_cleaning")
+    options = spec.data.model_dump(exclude={"name"})
+    splits = data.load("digits", seed=spec.seed, **options)
+    train = splits.train
+    shifted = replace(train, true_labels=(train.labels + 1) % 10)
+    told, untold, misled = (
+        run(spec, prepared=runner.prepare_with(replace(splits, train=part), spec))
+        for part in (train, train.without_true_labels(), shifted)
+    )
+    found = told.metrics.pop("noise_average_precision")
+    assert 0 < found <= 1
+    assert misled.metrics.pop("noise_average_precision") == 1  # every label is wrong
+    assert told.metrics == untold.metrics == misled.metrics
+    assert told.data_checksum == untold.data_checksum == misled.data_checksum
+
+
+def test_only_noisy_runs_rank_labels(row: tuple[Path, Record]) -> None:
+    assert "noise_average_precision" not in row[1].metrics
+    assert "noise_average_precision" in run(noisy("cross_entropy")).metrics
+
+
+def test_a_method_without_an_opinion_is_ranked_by_its_losses() -> None:
+    ready = runner.prepare(noisy("cross_entropy"))
+    train = ready.splits.train
+    assert not isinstance(ready.method, training.Suspicious)
+    ready.model.eval()
+    with torch.no_grad():
+        batches = data.Batches(train, 9999, ready.normalisation, shuffle=False)
+        (batch,) = batches.epoch(0)
+        shares = ready.model(batch.images).softmax(1)
+    right = shares[torch.arange(len(batch)), batch.labels]
+    assert train.mislabelled is not None
+    expected = metrics.noise_average_precision(-right, train.mislabelled)
+    found = runner.noise_scores(ready)["noise_average_precision"]
+    # Rounding may swap neighbours of the ranking.
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_method_with_an_opinion_is_ranked_by_it() -> None:
+    ready = runner.prepare(noisy("hyper_cleaning"))
+    wrong = ready.splits.train.mislabelled
+    assert wrong is not None
+    share = float(wrong.float().mean())
+    equal = runner.noise_scores(ready)["noise_average_precision"]
+    assert equal == pytest.approx(share)  # all weights are one half before training
+    ready.method.weight_logits.copy_(-wrong.float())
+    assert runner.noise_scores(ready)["noise_average_precision"] == 1
