@@ -150,6 +150,22 @@ def ours_unrolled(problem: Problem) -> Step:
     return step
 
 
+def ours_forward(problem: Problem) -> Step:
+    loop = _Loop(problem)
+
+    def step() -> Tensor:
+        result = hypergrad.unrolled_forward(
+            problem.inner_loss,
+            problem.outer_loss,
+            loop.params,
+            loop.hparams,
+            lr=problem.lr,
+        )
+        return loop.finish(result.params, result["class_weights"])
+
+    return step
+
+
 def ours_finite_difference(problem: Problem) -> Step:
     loop = _Loop(problem)
 
@@ -192,7 +208,11 @@ def ours_neumann(problem: Problem) -> Step:
 
 
 ROUTES: dict[str, dict[str, Route]] = {
-    "unrolled": {"ours": ours_unrolled, "hand-written": by_hand_unrolled},
+    "unrolled": {
+        "ours": ours_unrolled,
+        "ours, forward": ours_forward,
+        "hand-written": by_hand_unrolled,
+    },
     "finite differences": {
         "ours": ours_finite_difference,
         "hand-written": by_hand_finite_difference,
