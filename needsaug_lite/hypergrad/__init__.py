@@ -22,6 +22,3 @@ from needsaug_lite.hypergrad._solvers import conjugate_gradient as conjugate_gra
 from needsaug_lite.hypergrad._solvers import exact as exact
 from needsaug_lite.hypergrad._solvers import neumann as neumann
 from needsaug_lite.hypergrad._unrolled import unrolled as unrolled
-from needsaug_lite.hypergrad._unrolled_forward import (
-    unrolled_forward as unrolled_forward,
-)

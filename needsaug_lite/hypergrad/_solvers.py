@@ -131,7 +131,8 @@ class ConjugateGradient:
         raise IndefiniteError(
             f"conjugate gradients met the curvature {along / length:.3g} in iteration "
             f"{used + 1}: the damped {self.matrix.replace('_', '-')} matrix is not "
-            f"positive definite. Use damping above {self.damping - along / length:.3g}"
+            f"positive definite. Use damping of more than "
+            f"{self.damping - along / length:.3g} (other directions may ask for more)"
             + (
                 ", or matrix='gauss_newton' with a hypergrad.ComposedLoss"
                 if self.matrix == "hessian"

@@ -150,22 +150,6 @@ def ours_unrolled(problem: Problem) -> Step:
     return step
 
 
-def ours_forward(problem: Problem) -> Step:
-    loop = _Loop(problem)
-
-    def step() -> Tensor:
-        result = hypergrad.unrolled_forward(
-            problem.inner_loss,
-            problem.outer_loss,
-            loop.params,
-            loop.hparams,
-            lr=problem.lr,
-        )
-        return loop.finish(result.params, result["class_weights"])
-
-    return step
-
-
 def ours_finite_difference(problem: Problem) -> Step:
     loop = _Loop(problem)
 
@@ -210,7 +194,6 @@ def ours_neumann(problem: Problem) -> Step:
 ROUTES: dict[str, dict[str, Route]] = {
     "unrolled": {
         "ours": ours_unrolled,
-        "ours, forward": ours_forward,
         "hand-written": by_hand_unrolled,
     },
     "finite differences": {

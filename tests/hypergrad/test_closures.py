@@ -18,7 +18,6 @@ from needsaug_lite.errors import UserError
 
 ESTIMATORS: dict[str, Callable] = {
     "unrolled": partial(hypergrad.unrolled, lr=0.1),
-    "unrolled_forward": partial(hypergrad.unrolled_forward, lr=0.1),
     "finite_difference": partial(hypergrad.finite_difference, lr=0.1),
     "implicit": partial(hypergrad.implicit, solver=hypergrad.neumann(2, 0.01)),
 }

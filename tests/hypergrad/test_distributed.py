@@ -62,7 +62,6 @@ judge = lambda w, h: outer(w["first"], h)
 cg = hypergrad.conjugate_gradient
 found = {
     "unrolled": hypergrad.unrolled(inner, outer, *two, lr=0.5, steps=2, momentum=0.5),
-    "forward": hypergrad.unrolled_forward([inner, inner], outer, *two, lr=0.5),
     "sequence": hypergrad.unrolled([inner, inner], outer, *two, lr=0.5),
     "finite_difference": hypergrad.finite_difference(inner, outer, *two, lr=0.5),
     "neumann": hypergrad.implicit(inner, outer, *two, solver=hypergrad.neumann(5, 0.1)),
@@ -115,7 +114,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 
 ROUTES = [
-    "unrolled", "forward", "sequence", "finite_difference", "neumann", "cg",
+    "unrolled", "sequence", "finite_difference", "neumann", "cg",
     "gauss_newton", "exact", "chain", "chain_exact", "eigenvalue",
 ]  # fmt: skip
 

@@ -16,7 +16,6 @@ from needsaug_lite import hypergrad
 
 ESTIMATORS: dict[str, Callable] = {
     "unrolled": partial(hypergrad.unrolled, lr=0.1),
-    "unrolled_forward": partial(hypergrad.unrolled_forward, lr=0.1),
     "two steps": partial(hypergrad.unrolled, lr=0.1, steps=2),
     "finite_difference": partial(hypergrad.finite_difference, lr=0.1, radius=1e-3),
     "neumann": partial(hypergrad.implicit, solver=hypergrad.neumann(2, 0.01)),
