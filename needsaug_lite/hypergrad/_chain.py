@@ -70,8 +70,8 @@ def chain(
     for weights in sweep.own.values():
         require_precision(weights)
     with (
-        fixed_draws(sweep.everything(), generator) as draws,
-        full_precision(sweep.everything()),
+        fixed_draws(sweep.variables, generator) as draws,
+        full_precision([t for group in sweep.variables for t in group.values]),
     ):
         sweep.forward(draws, lambda place: _Differenced(sweep, place, radius))
         return sweep.backward()
@@ -90,7 +90,7 @@ def chain_exact(
     are alive at once. Arguments as for `chain`.
     """
     sweep = _Sweep(levels, outer_loss, hparams)
-    with fixed_draws(sweep.everything(), generator) as draws:
+    with fixed_draws(sweep.variables, generator) as draws:
         sweep.forward(draws, lambda place: _Exact(sweep, place))
         return sweep.backward()
 
@@ -112,11 +112,9 @@ class _Sweep:
         self.losses: dict[str, Tensor] = {}
         self.pulls: dict[str, Pull] = {}
 
-    def everything(self) -> list[Tensor]:
-        tensors = list(self.settings.values)
-        for weights in self.own.values():
-            tensors += weights.values
-        return tensors
+    @property
+    def variables(self) -> list[Variables]:
+        return [self.settings, *self.own.values()]
 
     def forward(
         self, draws: Draws, step: Callable[[int], _Differenced | _Exact]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -12,7 +13,7 @@ from needsaug_lite.errors import UserError
 from needsaug_lite.hypergrad._draws import fixed_draws
 from needsaug_lite.hypergrad._linearisation import Linearisation
 from needsaug_lite.hypergrad._objective import Loss, Objective
-from needsaug_lite.hypergrad._result import HypergradientWarning
+from needsaug_lite.hypergrad._result import HypergradientWarning, NotFiniteError
 from needsaug_lite.hypergrad._two_level import SLOTS
 from needsaug_lite.hypergrad._variables import Variables
 from needsaug_lite.hypergrad._vectors import add, dot, norm, scaled
@@ -32,9 +33,9 @@ def largest_eigenvalue(
 
     x ← Hx / ||Hx||,   λ = xᵀHx
 
-    A Neumann series converges for steps below 2/λ, if the Hessian is positive definite.
-    A negative result says that it is not. The estimate approaches from below in size,
-    so leave room: step = 1/λ.
+    A Neumann series on the undamped Hessian converges for steps below 2/λ, if the
+    Hessian is positive definite. A negative result says that it is not. The estimate
+    approaches from below in size, so leave room: step = 1/λ.
 
     Args:
         inner_loss: closure (params, hparams) -> scalar, or a sequence of closures.
@@ -49,6 +50,10 @@ def largest_eigenvalue(
     Returns:
         λ, in the unit of the loss per squared unit of the parameters.
 
+    Raises:
+        UserError: for impossible settings, or a loss that doesn't use its arguments.
+        NotFiniteError: if a product with the Hessian is not finite.
+
     Warns:
         HypergradientWarning: if the tolerance was not reached.
     """
@@ -56,14 +61,14 @@ def largest_eigenvalue(
         raise UserError(f"iterations is {iterations}; take at least 1")
     weights = Variables.of(params, "params").leaves()
     settings = Variables.of(hparams, "hparams")
-    with fixed_draws([*weights.values, *settings.values], generator) as draws:
+    with fixed_draws([weights, settings], generator) as draws:
         objective = Objective(inner_loss, "inner_loss", draws, SLOTS)
         here = Linearisation(
             objective, weights.values, weights.tensors, settings.tensors
         )
-        source = torch.Generator().manual_seed(seed)
+        source = torch.Generator("cpu").manual_seed(seed)
         vector = [
-            torch.randn(part.shape, generator=source).to(part)
+            torch.randn(part.shape, generator=source, device="cpu").to(part)
             for part in weights.values
         ]
         value, miss = 0.0, 0.0
@@ -72,6 +77,11 @@ def largest_eigenvalue(
             curved = here.product(vector, weights.values)
             value = float(dot(vector, curved))
             miss = float(norm(add(curved, vector, -value)))
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    "the Hessian of inner_loss times a vector is not finite; look at "
+                    "its second derivative"
+                )
             if miss <= tolerance * abs(value) or not norm(curved) > 0:
                 return value
             vector = curved

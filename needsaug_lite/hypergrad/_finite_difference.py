@@ -40,13 +40,14 @@ def finite_difference(
     the scale of the outer loss. The error of the second term falls as radius² until
     rounding takes over, which grows as 1/radius.
 
-    Runs in full float32 or in float64: TF32 and autocast are off inside the closures.
+    Runs in full float32 or in float64: TF32 and an autocast around the call are off
+    inside the closures. A closure must not enter autocast itself.
 
     Args:
         inner_loss: closure (params, hparams) -> scalar, or a sequence of closures that
             are averaged. Weight decay belongs here.
         outer_loss: the same, taken at the updated parameters.
-        params: θ, tensors by name; frozen ones are handed on unchanged.
+        params: θ, tensors by name; which of them are free, see `unrolled`.
         hparams: h, tensors by name.
         lr: learning rate of the inner step, positive.
         radius: length of the move in parameter space, positive.
@@ -62,6 +63,9 @@ def finite_difference(
             doesn't use its arguments.
         NotFiniteError: naming the loss or derivative that is not finite.
 
+    Warns:
+        HypergradientWarning: if the hypergradient is zero everywhere.
+
     Source: needs_aware Eq. 13 with the direct term, mgr Eq. 9 with the step and the
     factor mended (errata N2, M1, M2); Liu et al. 2019 (DARTS) Eq. 8.
     """
@@ -71,7 +75,8 @@ def finite_difference(
     settings = Variables.of(hparams, "hparams")
     require_precision(weights)
     everything = [*weights.values, *settings.values]
-    with fixed_draws(everything, generator) as draws, full_precision(everything):
+    draws_of = fixed_draws([weights, settings], generator)
+    with draws_of as draws, full_precision(everything):
         inner = Objective(inner_loss, "inner_loss", draws, SLOTS)
         outer = Outer(outer_loss, draws)
         point = weights.leaves()
@@ -109,12 +114,16 @@ def difference(
         radius: length of the move.
     """
     # A vector of zeros moves nothing: the difference is zero, and so is the result.
-    epsilon = radius / norm(vector).clamp_min(torch.finfo(vector[0].dtype).tiny)
-    moved = [torch.addcmul(value, epsilon, vector.pop(0)) for value in values]
+    length = norm(vector).clamp_min(torch.finfo(torch.float32).tiny)
+    # v / ||v|| first: radius / ||v|| would overflow for a short v.
+    moved = [
+        torch.add(value, vector.pop(0) / length.to(value), alpha=radius)
+        for value in values
+    ]
     ahead = gradient(moved)
     for near, value in zip(moved, values, strict=True):
         near.neg_().add_(value, alpha=2)  # the mirror image, in the same memory
-    return scaled(add(ahead, gradient(moved), -1.0), 0.5 / epsilon)
+    return scaled(add(ahead, gradient(moved), -1.0), length * (0.5 / radius))
 
 
 def require_radius(radius: float) -> None:

@@ -87,6 +87,8 @@ class GaussNewton:
         return (outputs, leaf, slope, dummy, *back, *penalty)
 
     def _gradient(self, of: Tensor, weight: Tensor | None = None) -> list[Tensor]:
+        if not of.requires_grad:
+            return [torch.zeros_like(leaf) for leaf in self._by]
         return list(
             torch.autograd.grad(
                 of,

@@ -10,7 +10,7 @@ from needsaug_lite.hypergrad._draws import fixed_draws
 from needsaug_lite.hypergrad._gauss_newton import GaussNewton
 from needsaug_lite.hypergrad._linearisation import Linearisation
 from needsaug_lite.hypergrad._objective import Loss, Objective
-from needsaug_lite.hypergrad._result import Hypergradient
+from needsaug_lite.hypergrad._result import Hypergradient, NotFiniteError
 from needsaug_lite.hypergrad._solvers import Product, Solver
 from needsaug_lite.hypergrad._two_level import SLOTS, Outer
 from needsaug_lite.hypergrad._variables import Variables
@@ -41,7 +41,7 @@ def implicit(
             are averaged, in the gradient and in every product with H. A `ComposedLoss`
             if the solver asks for the Gauss-Newton matrix.
         outer_loss: the same.
-        params: θ*, tensors by name; frozen ones are handed on unchanged.
+        params: θ*, tensors by name; which of them are free, see `unrolled`.
         hparams: h, tensors by name.
         solver: of H u = v: `neumann`, `conjugate_gradient` or `exact`.
         generator: decides the draws of what is random in the closures. Without it they
@@ -62,9 +62,13 @@ def implicit(
     """
     weights = Variables.of(params, "params").leaves()
     settings = Variables.of(hparams, "hparams").leaves()
-    with fixed_draws([*weights.values, *settings.values], generator) as draws:
+    with fixed_draws([weights, settings], generator) as draws:
         outer = Outer(outer_loss, draws)
         outer.evaluate(weights, settings)
+        if not bool(outer.vector_norm.isfinite()):
+            raise NotFiniteError(
+                "the outer loss is not finite, or its gradient by the parameters"
+            )
         inner = Objective(inner_loss, "inner_loss", draws, SLOTS)
         arguments = (weights.tensors, settings.tensors)
         here = Linearisation(inner, weights.values, *arguments)

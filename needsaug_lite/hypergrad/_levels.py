@@ -29,7 +29,8 @@ class Level:
         params: θ_k, tensors by name; frozen ones stay as they are.
         lr: learning rate, positive.
         reads: name of another level -> "updated" to see its weights after its step, and
-            be differentiated through them, or "old" to see those before it.
+            be differentiated through them, or "old" to see those before it; one of the
+            two for each level.
     """
 
     name: str

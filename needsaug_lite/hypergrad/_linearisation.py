@@ -48,10 +48,28 @@ class Linearisation:
             value, gradient, self._edges = self._graph(0)
             value, *gradient = averaged([value, *gradient])
         else:
-            value, gradient, used = objective.gradient(self._by, *arguments)
-            require_dependence(used, objective.role)
+            value, gradient = self._mean()
         self.value: Tensor = value
         self.gradient: list[Tensor] | None = gradient
+
+    def _mean(self) -> tuple[Tensor, list[Tensor]]:
+        """Value and gradient of a sequence, one graph after the other."""
+        objective = self._objective
+        if not any(isinstance(c, CompiledLoss) for c in objective.closures):
+            value, gradient, used = objective.gradient(self._by, *self._arguments)
+            require_dependence(used, objective.role)
+            return value, gradient
+        # By the same compiled gradient as in `product`: a compiled value draws other
+        # dropout masks from the same random state.
+        total: list[Tensor] | None = None
+        for index in range(len(objective)):
+            value, gradient, edges = self._graph(index)
+            del edges
+            found = [value, *gradient]
+            total = found if total is None else add(total, found)
+        assert total is not None
+        value, *gradient = averaged(scaled(total, 1 / len(objective)))
+        return value, gradient
 
     def take_gradient(self) -> list[Tensor]:
         """g; its memory belongs to the caller from now on."""
@@ -71,18 +89,38 @@ class Linearisation:
         """
         wrt = list(wrt)
         if self._edges is not None and (last or not self._once):
-            found = _pullback(self._edges, vector, wrt, keep=not last)
+            found = self._pullback(self._edges, vector, wrt, keep=not last)
             if last:
                 self._edges = None
             return averaged(found)
         total: list[Tensor] | None = None
         for index in range(len(self._objective)):
             edges = self._graph(index)[2]
-            found = _pullback(edges, vector, wrt, keep=False)
+            found = self._pullback(edges, vector, wrt, keep=False)
             del edges  # before the next graph is built
             total = found if total is None else add(total, found)
         assert total is not None
         return averaged(scaled(total, 1 / len(self._objective)))
+
+    def _pullback(
+        self,
+        edges: Sequence[tuple[int, GradientEdge]],
+        vector: Vector,
+        wrt: list[Tensor],
+        *,
+        keep: bool,
+    ) -> list[Tensor]:
+        if not edges or not wrt:
+            return [torch.zeros_like(leaf) for leaf in wrt]
+        with _explained(self._objective.role):
+            found = torch.autograd.grad(
+                [edge for _, edge in edges],
+                wrt,
+                grad_outputs=[vector[place] for place, _ in edges],
+                retain_graph=keep,
+                allow_unused=True,
+            )
+        return filled(found, wrt)
 
     def _graph(
         self, index: int
@@ -137,26 +175,6 @@ def _require_second_derivatives(
                 waiting.append(parent)
 
 
-def _pullback(
-    edges: Sequence[tuple[int, GradientEdge]],
-    vector: Vector,
-    wrt: list[Tensor],
-    *,
-    keep: bool,
-) -> list[Tensor]:
-    if not edges or not wrt:
-        return [torch.zeros_like(leaf) for leaf in wrt]
-    with _explained("inner_loss"):
-        found = torch.autograd.grad(
-            [edge for _, edge in edges],
-            wrt,
-            grad_outputs=[vector[place] for place, _ in edges],
-            retain_graph=keep,
-            allow_unused=True,
-        )
-    return filled(found, wrt)
-
-
 @contextmanager
 def _explained(role: str) -> Iterator[None]:
     """Say what to do where PyTorch has no second derivative."""
@@ -164,13 +182,20 @@ def _explained(role: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         message = str(error)
-        if "double backward" in message:
+        if "aot_autograd does not" in message or "donated buffers" in message:
             raise UserError(
                 f"{role} calls something that torch.compile has compiled, and PyTorch "
                 "can't differentiate that twice. Hand hypergrad.compiled(loss), which "
                 "compiles the gradient instead, or use hypergrad.finite_difference"
             ) from error
-        if "is not implemented" in message and "derivative" in message:
+        if "modified by an inplace operation" in message:
+            raise UserError(
+                f"{role} reads a buffer that it also changes, and that change is taken "
+                "back for the next evaluation. Put the module in eval mode, or hand "
+                "the loss over as a list of one closure"
+            ) from error
+        undifferentiable = "is not implemented" in message and "derivative" in message
+        if undifferentiable or "Double backward" in message:
             raise UserError(
                 f"{role} calls an operation that has no second derivative in PyTorch "
                 f"({message.splitlines()[0]}). Use another form of it, or "

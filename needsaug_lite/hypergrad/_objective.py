@@ -95,7 +95,7 @@ class Objective:
 def filled(found: Sequence[Tensor | None], leaves: Sequence[Tensor]) -> list[Tensor]:
     """Detached, with zeros where a leaf has no gradient."""
     return [
-        torch.zeros_like(leaf) if part is None else part.detach()
+        torch.zeros_like(leaf) if part is None else part.detach().to_dense()
         for part, leaf in zip(found, leaves, strict=True)
     ]
 

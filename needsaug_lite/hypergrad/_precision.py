@@ -50,7 +50,10 @@ def full_precision(tensors: list[Tensor]) -> Iterator[None]:
             yield
     finally:
         for place, value in changed:
-            place.fp32_precision = value
+            # What was inherited stays so: "none" reads as the value of the parent.
+            place.fp32_precision = "none"
+            if place.fp32_precision != value:
+                place.fp32_precision = value
 
 
 @contextmanager

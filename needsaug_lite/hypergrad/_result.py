@@ -24,12 +24,13 @@ class HypergradientWarning(UserWarning):
 class Hypergradient(dict[str, Tensor]):
     """Derivative of the outer loss by the hyperparameters, with what led to it.
 
-    A dictionary shaped like `hparams`; frozen hyperparameters have derivative zero.
-    All numbers are detached tensors on the device of the parameters.
+    A dictionary shaped like `hparams`, each derivative on the device of its tensor;
+    frozen hyperparameters have derivative zero. All numbers are detached tensors.
 
     Attributes:
         params: parameters at which the outer loss was taken: after the inner step or
-            steps, or those handed in for `implicit`. Frozen tensors are included.
+            steps. For `implicit` they are those handed in, and as everywhere frozen
+            tensors are included; these share memory with the caller's.
         inner_loss: inner loss at the parameters handed in, shape ().
         outer_loss: outer loss at `params`, shape ().
         vector_norm: ||v||, v the gradient of the outer loss by `params`, shape ().
@@ -79,7 +80,7 @@ class Hypergradient(dict[str, Tensor]):
         """
         for name, value in self.items():
             if hparams[name].requires_grad:
-                hparams[name].grad = value
+                hparams[name].grad = value.clone()
 
 
 def _inspect(
@@ -97,9 +98,9 @@ def _inspect(
     if not all(finite):
         found = [n for n, fine in zip(quantities, finite, strict=True) if not fine]
         raise NotFiniteError(
-            f"{found[0]} is not finite. Lower the learning rate (of the inner step or "
-            "of the hyperparameters), or look at the loss for a logarithm or division "
-            "by zero"
+            f"{found[0]} is not finite. Lower the learning rate (of the training, of "
+            "the inner step or of the hyperparameters), or look at the loss for a "
+            "logarithm or division by zero"
         )
     if not moved:
         warnings.warn(

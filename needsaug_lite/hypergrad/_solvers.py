@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Neumann:
 
     def solve(self, product: Product, vector: list[Tensor]) -> Solution:
         """Sum the series; warn if its terms grow."""
-        start = last = norm(vector)
+        start = before = last = norm(vector)
         kept = 1 - self.step * self.damping
         # Memory of our own: v may be shared, and is the zeroth term.
         term = [part.clone() for part in vector]
@@ -58,26 +59,35 @@ class Neumann:
             add_into(term, curved, -self.step)
             del curved
             add_into(total, term)
-            last = norm(term)
+            before, last = last, norm(term)
         for part in total:
             part.mul_(self.step)
-        growth = float(last / start) if self.terms and float(start) > 0 else 0.0
-        if growth != growth or growth == float("inf"):
+        report = self._report(*torch.stack([start, before, last]).tolist())
+        return total, report
+
+    def _report(self, start: float, before: float, last: float) -> dict[str, float]:
+        """Lengths of the zeroth, the last but one and the last term, judged."""
+        if not math.isfinite(last):
             raise NotFiniteError(
                 f"the Neumann series overflows within {self.terms} terms: step "
-                f"{self.step:g} is far above 2 / the largest curvature. "
-                "hypergrad.largest_eigenvalue gives the curvature"
+                f"{self.step:g} is far above 2 / the largest curvature "
+                "(hypergrad.largest_eigenvalue gives it), or the second derivative of "
+                "the inner loss is not finite"
             )
-        if growth > 1 + 1e-6:
+        # I - step H is symmetric, so the ratio of neighbouring terms never falls and
+        # stays below the spectral radius: at 1 the series is known to diverge.
+        ratio = last / before if self.terms and before > 0 else 0.0
+        if ratio > 1 - 1e-6:
             warnings.warn(
-                f"the Neumann series diverges: the norm of term {self.terms} is "
-                f"{growth:.4g} times that of the vector. Either step {self.step:g} is "
-                "above 2 / the largest curvature (hypergrad.largest_eigenvalue), or "
-                "the matrix has negative curvature and needs damping",
+                f"the Neumann series diverges: term {self.terms} is {ratio:.6g} times "
+                f"as long as the one before. Either step {self.step:g} is above 2 / "
+                "the largest curvature (hypergrad.largest_eigenvalue), or the matrix "
+                "has zero or negative curvature and needs damping",
                 HypergradientWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return total, {"terms": self.terms, "growth": growth}
+        growth = last / start if start > 0 else 0.0
+        return {"terms": self.terms, "growth": growth, "ratio": ratio}
 
 
 @dataclass(frozen=True)
@@ -92,26 +102,33 @@ class ConjugateGradient:
     def solve(self, product: Product, vector: list[Tensor]) -> Solution:
         """Iterate from u = 0 until the residual is small or iterations are used up."""
         solution = [torch.zeros_like(part) for part in vector]
-        residual = direction = vector
-        square = dot(residual, residual)
-        start = float(square.sqrt())
-        relative, used = (1.0 if start > 0 else 0.0), 0
+        scale = float(norm(vector))
+        if scale == 0:
+            return solution, {"iterations": 0, "residual": 0.0}
+        # v at a length near 1: the squares of a short v would vanish in float32.
+        residual = direction = [part / scale for part in vector]
+        square = start = float(dot(residual, residual))
+        rounding = max(torch.finfo(part.dtype).eps for part in vector)
+        relative, used, largest = 1.0, 0, 0.0
         # Below this the recursion of the residual only stirs rounding errors.
-        floor = max(self.tolerance, torch.finfo(vector[0].dtype).eps)
-        while used < self.iterations and relative > floor:
+        while used < self.iterations and relative > max(self.tolerance, rounding):
             curved = product(direction)
             if self.damping:
                 curved = add(curved, direction, self.damping)
-            along = float(dot(direction, curved))
-            if not along > 0:
-                self._refuse(along, float(dot(direction, direction)), used)
-            rate = float(square) / along
+            products = [dot(direction, curved), dot(direction, direction)]
+            along, length = torch.stack(products).tolist()
+            largest = max(largest, along / length)
+            # A curvature within rounding of zero is zero, whatever its sign.
+            smallest = 10 * rounding * largest
+            if not along > smallest * length:
+                self._refuse(along / length, smallest, used)
+            rate = square / along
             add_into(solution, direction, rate)
             residual = add(residual, curved, -rate)
-            before, square = square, dot(residual, residual)
-            direction = add(residual, direction, float(square / before))
+            before, square = square, float(dot(residual, residual))
+            direction = add(residual, direction, square / before)
             used += 1
-            relative = float(square.sqrt()) / start
+            relative = (square / start) ** 0.5
         if self.tolerance and relative > self.tolerance:
             warnings.warn(
                 f"conjugate gradients stopped after {used} iterations with a relative "
@@ -120,24 +137,27 @@ class ConjugateGradient:
                 HypergradientWarning,
                 stacklevel=3,
             )
-        return solution, {"iterations": used, "residual": relative}
+        report = {"iterations": used, "residual": relative}
+        return [scale * part for part in solution], report
 
-    def _refuse(self, along: float, length: float, used: int) -> None:
-        if along != along or abs(along) == float("inf"):
+    def _refuse(self, curvature: float, smallest: float, used: int) -> None:
+        if not math.isfinite(curvature):
             raise NotFiniteError(
                 f"a curvature is not finite in iteration {used + 1} of conjugate "
                 "gradients; look at the second derivative of the inner loss"
             )
+        singular = abs(curvature) <= smallest
+        other = (
+            ", or matrix='gauss_newton' with a hypergrad.ComposedLoss"
+            if self.matrix == "hessian" and not singular
+            else ""
+        )
+        kind = "singular" if singular else "not positive definite"
         raise IndefiniteError(
-            f"conjugate gradients met the curvature {along / length:.3g} in iteration "
-            f"{used + 1}: the damped {self.matrix.replace('_', '-')} matrix is not "
-            f"positive definite. Use damping of more than "
-            f"{self.damping - along / length:.3g} (other directions may ask for more)"
-            + (
-                ", or matrix='gauss_newton' with a hypergrad.ComposedLoss"
-                if self.matrix == "hessian"
-                else ""
-            )
+            f"conjugate gradients met the curvature {curvature:.3g} in iteration "
+            f"{used + 1}: the damped {self.matrix.replace('_', '-')} matrix is {kind}. "
+            f"Use damping of more than {self.damping + max(smallest, -curvature):.3g} "
+            f"(other directions may ask for more){other}"
         )
 
 
@@ -178,9 +198,10 @@ class Exact:
         smallest, largest = float(size.min()), float(size.max())
         if smallest <= largest * len(flat) * torch.finfo(flat.dtype).eps:
             raise UserError(
-                f"the matrix is singular: its eigenvalues have sizes {smallest:.3g} to "
-                f"{largest:.3g}, so the inner problem has no unique solution. Add "
-                "weight decay to the inner loss"
+                f"the matrix is singular to the precision of {flat.dtype}: its "
+                f"eigenvalues have sizes {smallest:.3g} to {largest:.3g}, so the inner "
+                "problem has no unique solution. Add weight decay to the inner loss, "
+                "or compute in float64"
             )
         if float(values.min()) < 0:
             warnings.warn(
@@ -200,14 +221,21 @@ def neumann(
     """H^-1 v ≈ step Σ_{j=0..terms} (I - step H)^j v, the truncated Neumann series.
 
     Converges if 0 < step < 2 / λ_max and every eigenvalue of H is positive; what is
-    left out along an eigenvector is the share (1 - step λ)^(terms + 1). It warns if
-    the last term is longer than v, which no convergent series does.
+    left out along an eigenvector is the share (1 - step λ)^(terms + 1). It warns if the
+    last term is not shorter than the one before, which no convergent series does.
 
     Args:
         terms: J, terms after the zeroth, each a product with H; 0 gives step v.
-        step: a; 1 / `largest_eigenvalue` is safe.
+        step: a; 1 / `largest_eigenvalue` is safe for the undamped Hessian.
         damping: added to the diagonal of H.
         matrix: "hessian", or "gauss_newton" for a `ComposedLoss`.
+
+    Returns:
+        A solver for `implicit`; its report holds "terms", "growth" (length of the last
+        term over that of v) and "ratio" (over that of the term before).
+
+    Raises:
+        UserError: for impossible settings.
 
     Source: autobalance Sec. 2.1; Lorraine et al. 2020, Algorithm 3.
     """
@@ -234,10 +262,18 @@ def conjugate_gradient(
     Args:
         iterations: at most this many products with H.
         damping: added to the diagonal of H; it changes the answer.
-        tolerance: stop when ||v - Hu|| / ||v|| is below it, and warn if it never was;
-            0 asks for nothing, and stops at rounding error.
+        tolerance: stop when ||v - (H + damping I)u|| / ||v||, as the recursion knows
+            it, is below this, and warn if it never was; 0 asks for nothing, and stops
+            at rounding error.
         matrix: "hessian", or "gauss_newton" for a `ComposedLoss`: positive
             semi-definite where the Hessian of a network is not.
+
+    Returns:
+        A solver for `implicit`; its report holds "iterations" and "residual". It raises
+        `IndefiniteError` where the curvature along a direction is not positive.
+
+    Raises:
+        UserError: for impossible settings.
     """
     if iterations < 1:
         raise UserError(f"iterations is {iterations}; take at least 1")
@@ -253,6 +289,14 @@ def exact(limit: int = 4096, *, matrix: Matrix = "hessian") -> Exact:
     Args:
         limit: largest number of parameters.
         matrix: "hessian", or "gauss_newton" for a `ComposedLoss`.
+
+    Returns:
+        A solver for `implicit`; its report holds the "smallest" and "largest"
+        eigenvalue. It refuses a matrix that is singular to working precision or larger
+        than the limit, and warns at a saddle.
+
+    Raises:
+        UserError: for an unknown matrix.
     """
     _check(0.0, matrix)
     return Exact(limit, matrix)

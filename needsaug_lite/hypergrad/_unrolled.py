@@ -47,12 +47,15 @@ def unrolled(
         inner_loss: closure (params, hparams) -> scalar, or a sequence of closures that
             are averaged. Every step uses all of them, with new random draws.
         outer_loss: the same, taken at the updated parameters.
-        params: θ_0, tensors by name; frozen ones are handed on unchanged.
-        hparams: h, tensors by name.
+        params: θ_0, tensors by name, such as dict(model.named_parameters()), with or
+            without the buffers. Free are those that require a gradient, or all
+            floating-point ones if none does; the others are handed on unchanged. So
+            never give state_dict(), whose buffers would be trained.
+        hparams: h, tensors by name, free or not by the same rule.
         lr: learning rate of the inner steps, positive.
         steps: T, at least 1.
-        momentum: of SGD, without dampening, in [0, 1). The momentum of an optimiser
-            counts in θ_T and in its derivative.
+        momentum: of SGD, without dampening, in [0, 1); it enters θ_T and the
+            derivative.
         velocity: m_0 shaped like `params`, a constant; default zero.
         generator: decides the draws of what is random in the closures. Without it they
             follow from torch's default generator, which does not move.
@@ -64,6 +67,11 @@ def unrolled(
         UserError: for impossible settings, or a loss that doesn't use its arguments.
         NotFiniteError: naming the loss or derivative that is not finite.
 
+    Warns:
+        HypergradientWarning: if the hypergradient is zero everywhere.
+
+    One estimate at a time in a process: the random state belongs to all threads.
+
     Source: needs_aware Eq. 8 and 18, mgr Eq. 8, meta_iada Eq. 7 to 10.
     """
     require_rate(lr)
@@ -73,7 +81,7 @@ def unrolled(
         raise UserError(f"momentum is {momentum}; it must lie in [0, 1)")
     weights = Variables.of(params, "params")
     settings = Variables.of(hparams, "hparams")
-    with fixed_draws([*weights.values, *settings.values], generator) as draws:
+    with fixed_draws([weights, settings], generator) as draws:
         leaves = settings.leaves()
         outer = Outer(outer_loss, draws)
         moving = None if velocity is None else _matching(velocity, weights)

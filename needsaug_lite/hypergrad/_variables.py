@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from needsaug_lite.errors import UserError
 
@@ -20,10 +20,13 @@ class Variables:
     Attributes:
         tensors: what a closure is given.
         free: names of the free tensors, in order.
+        buffers: the caller's tensors that are neither free nor frozen `nn.Parameter`s:
+            a closure may write to them, and gets them back as they were.
     """
 
     tensors: Mapping[str, Tensor]
     free: tuple[str, ...]
+    buffers: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], role: str) -> Variables:
@@ -42,11 +45,28 @@ class Variables:
                 raise UserError(
                     f"{role}[{name!r}] is a {type(tensor).__name__}; give a tensor"
                 )
+            if tensor.is_complex():
+                raise UserError(
+                    f"{role}[{name!r}] is complex; give its real and imaginary parts "
+                    "(torch.view_as_real), and join them in the closure"
+                )
         floating = [name for name, t in tensors.items() if t.is_floating_point()]
         asked = [name for name in floating if tensors[name].requires_grad]
         if not floating:
             raise UserError(f"{role} holds no floating-point tensor")
-        return cls(tensors, tuple(asked or floating)).fixed()
+        free = tuple(asked or floating)
+        twins: dict[int, str] = {}
+        for name in free:
+            twin = twins.setdefault(id(tensors[name]), name)
+            if twin != name:
+                raise UserError(
+                    f"{role}[{name!r}] and {role}[{twin!r}] are the same tensor, and "
+                    "would be treated as two. Give it once, and tie it in the closure "
+                    "(functional_call does)"
+                )
+        others = (t for name, t in tensors.items() if name not in free)
+        buffers = tuple(t for t in others if not isinstance(t, nn.Parameter))
+        return cls(tensors, free, buffers).fixed()
 
     @property
     def values(self) -> list[Tensor]:
@@ -58,12 +78,12 @@ class Variables:
         moved = dict(self.tensors)
         for name, value in zip(self.free, values, strict=True):
             moved[name] = value.detach().requires_grad_(requires_grad)
-        return Variables(moved, self.free)
+        return Variables(moved, self.free, self.buffers)
 
     def fixed(self) -> Variables:
         """The same values without a gradient, frozen tensors included."""
         detached = {name: tensor.detach() for name, tensor in self.tensors.items()}
-        return Variables(detached, self.free)
+        return Variables(detached, self.free, self.buffers)
 
     def leaves(self) -> Variables:
         """The same values, the free ones as new leaves of a graph."""

@@ -13,13 +13,18 @@ Vector = Sequence[Tensor]
 
 def norm(vector: Vector) -> Tensor:
     """Euclidean norm of all entries together, a scalar."""
-    length: Tensor = torch.stack([part.norm() for part in vector]).norm()
-    return length
+    length: Tensor = torch.stack([part.norm().to(vector[0]) for part in vector]).norm()
+    # Squares leave the range of float32 below 1e-19 and above 1e19. There the largest
+    # entry stands in for the norm, at most √n too small.
+    tops = [torch.linalg.vector_norm(part, float("inf")) for part in vector]
+    largest = torch.stack([top.to(vector[0]) for top in tops]).max()
+    usable = length.isfinite() & (length > 10 * torch.finfo(length.dtype).tiny ** 0.5)
+    return torch.where(usable, length, largest)
 
 
 def dot(one: Vector, other: Vector) -> Tensor:
     """Inner product of all entries, a scalar."""
-    parts = [(a * b).sum() for a, b in zip(one, other, strict=True)]
+    parts = [(a * b).sum().to(one[0]) for a, b in zip(one, other, strict=True)]
     return torch.stack(parts).sum()
 
 
@@ -38,6 +43,8 @@ def add_into(one: Vector, other: Vector, factor: float = 1.0) -> None:
 
 def scaled(vector: Vector, factor: float | Tensor) -> list[Tensor]:
     """Product `factor * vector`, new tensors."""
+    if isinstance(factor, Tensor):
+        return [factor.to(part) * part for part in vector]
     return [factor * part for part in vector]
 
 
