@@ -254,7 +254,9 @@ class _Differenced:
             seen = sweep.read(level, own.at(values), inputs)
             return self._loss.gradient(wrt, seen, settings.tensors)[1]
 
-        found = difference(gradient, own.values, list(vector), self._radius)
+        found = difference(
+            gradient, own.values, list(vector), norm(vector), self._radius
+        )
         return _apart(found, settings, inputs)
 
 

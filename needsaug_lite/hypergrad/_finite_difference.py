@@ -15,7 +15,7 @@ from needsaug_lite.hypergrad._precision import full_precision, require_precision
 from needsaug_lite.hypergrad._result import Hypergradient
 from needsaug_lite.hypergrad._two_level import SLOTS, Outer, require_rate
 from needsaug_lite.hypergrad._variables import Variables
-from needsaug_lite.hypergrad._vectors import add, norm, scaled
+from needsaug_lite.hypergrad._vectors import add, scaled
 
 
 def finite_difference(
@@ -93,7 +93,13 @@ def finite_difference(
             point = weights.at(values)
             return inner.gradient(leaves.values, point.tensors, leaves.tensors)[1]
 
-        through = difference(by_hparams, weights.values, outer.take_vector(), radius)
+        through = difference(
+            by_hparams,
+            weights.values,
+            outer.take_vector(),
+            outer.vector_norm,
+            radius,
+        )
         return outer.result(
             scaled(through, -lr), params=updated.tensors, inner_loss=inner_value
         )
@@ -103,6 +109,7 @@ def difference(
     gradient: Callable[[list[Tensor]], list[Tensor]],
     values: list[Tensor],
     vector: list[Tensor],
+    length: Tensor,
     radius: float,
 ) -> list[Tensor]:
     """∇_z⟨∇_θ L, v⟩ by a centred difference of ∇_z L along v.
@@ -111,19 +118,18 @@ def difference(
         gradient: ∇_z L as a function of θ; it must not keep the tensors it is given.
         values: θ.
         vector: v, shaped like θ; emptied, to save memory.
+        length: ||v||.
         radius: length of the move.
     """
     # A vector of zeros moves nothing: the difference is zero, and so is the result.
-    length = norm(vector).clamp_min(torch.finfo(torch.float32).tiny)
-    # v / ||v|| first: radius / ||v|| would overflow for a short v.
-    moved = [
-        torch.add(value, vector.pop(0) / length.to(value), alpha=radius)
-        for value in values
-    ]
+    # Bounded, because an infinite epsilon times a zero would not be one.
+    length = length.clamp_min(torch.finfo(torch.float32).tiny)
+    epsilon = (radius / length).clamp_max(1e38)
+    moved = [torch.addcmul(value, epsilon.to(value), vector.pop(0)) for value in values]
     ahead = gradient(moved)
     for near, value in zip(moved, values, strict=True):
         near.neg_().add_(value, alpha=2)  # the mirror image, in the same memory
-    return scaled(add(ahead, gradient(moved), -1.0), length * (0.5 / radius))
+    return scaled(add(ahead, gradient(moved), -1.0), 0.5 / epsilon)
 
 
 def require_radius(radius: float) -> None:

@@ -51,7 +51,7 @@ class Neumann:
         # Memory of our own: v may be shared, and is the zeroth term.
         term = [part.clone() for part in vector]
         total = [part.clone() for part in vector]
-        for _ in range(self.terms):
+        for index in range(self.terms):
             curved = product(term)
             if kept != 1:
                 for part in term:
@@ -59,7 +59,8 @@ class Neumann:
             add_into(term, curved, -self.step)
             del curved
             add_into(total, term)
-            before, last = last, norm(term)
+            if index >= self.terms - 2:
+                before, last = last, norm(term)
         for part in total:
             part.mul_(self.step)
         report = self._report(*torch.stack([start, before, last]).tolist())

@@ -16,8 +16,8 @@ def norm(vector: Vector) -> Tensor:
     length: Tensor = torch.stack([part.norm().to(vector[0]) for part in vector]).norm()
     # Squares leave the range of float32 below 1e-19 and above 1e19. There the largest
     # entry stands in for the norm, at most √n too small.
-    tops = [torch.linalg.vector_norm(part, float("inf")) for part in vector]
-    largest = torch.stack([top.to(vector[0]) for top in tops]).max()
+    ends = [end for part in vector if part.numel() for end in torch.aminmax(part)]
+    largest = torch.stack([end.to(vector[0]) for end in ends]).abs().max()
     usable = length.isfinite() & (length > 10 * torch.finfo(length.dtype).tiny ** 0.5)
     return torch.where(usable, length, largest)
 

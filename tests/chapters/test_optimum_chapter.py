@@ -123,7 +123,8 @@ def test_conjugate_gradient_agrees(
 def test_conjugate_gradient_refuses_negative_curvature(taught: Any) -> None:
     curvatures = torch.tensor([1.0, -1.0])
     solve = taught.conjugate_gradient(5)
-    with pytest.raises(ValueError, match="not positive"):
+    # d = v: (1 - 4) / (1 + 4)
+    with pytest.raises(ValueError, match="curvature -0.6 <= 0"):
         solve(lambda w: curvatures * w, torch.tensor([1.0, 2.0]))
 
 
