@@ -201,8 +201,8 @@ class Exact:
             raise UserError(
                 f"the matrix is singular to the precision of {flat.dtype}: its "
                 f"eigenvalues have sizes {smallest:.3g} to {largest:.3g}, so the inner "
-                "problem has no unique solution. Add weight decay to the inner loss, "
-                "or compute in float64"
+                "problem has no unique solution. Add weight decay to the inner loss"
+                + ("" if flat.dtype == torch.float64 else ", or compute in float64")
             )
         if float(values.min()) < 0:
             warnings.warn(
