@@ -55,6 +55,8 @@ class Buffers:
 
     def look(self, module: nn.Module) -> None:
         """Remember the buffers of a module that is about to run."""
+        if not (module._parameters or module._buffers or hasattr(module, "_orig_mod")):
+            return  # containers and functions
         own = [p for p in module._parameters.values() if p is not None]
         plain = all(isinstance(p, nn.Parameter) for p in own)
         if torch._C._current_graph_task_id() != -1:  # inside a backward pass

@@ -20,7 +20,7 @@ from needsaug_lite.hypergrad._objective import Loss, Objective, require_dependen
 from needsaug_lite.hypergrad._precision import full_precision, require_precision
 from needsaug_lite.hypergrad._two_level import SLOTS
 from needsaug_lite.hypergrad._variables import Variables
-from needsaug_lite.hypergrad._vectors import add, norm, scaled
+from needsaug_lite.hypergrad._vectors import add, norm, safe_norm, scaled
 
 # A vector times the Jacobian of a level's gradient: by h, and by what it reads.
 Pull = Callable[[list[Tensor]], tuple[list[Tensor], dict[str, list[Tensor]]]]
@@ -163,7 +163,7 @@ class _Sweep:
         require_dependence(used[: len(leaves)], "outer_loss")
         count = len(leaves)
         vectors, direct = found[:count], found[count:]
-        vector_norm = norm(vectors)
+        vector_norm = safe_norm(vectors)
         open_paths: dict[str, list[tuple[tuple[str, ...], list[Tensor]]]] = {}
         for name, point in points.items():
             size = len(point.free)
@@ -255,7 +255,7 @@ class _Differenced:
             return self._loss.gradient(wrt, seen, settings.tensors)[1]
 
         found = difference(
-            gradient, own.values, list(vector), norm(vector), self._radius
+            gradient, own.values, list(vector), safe_norm(vector), self._radius
         )
         return _apart(found, settings, inputs)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.hypergrad._result import HypergradientWarning, NotFiniteError
-from needsaug_lite.hypergrad._vectors import add, add_into, dot, norm
+from needsaug_lite.hypergrad._vectors import add, add_into, dot, safe_norm
 
 Product = Callable[[list[Tensor]], list[Tensor]]
 Matrix = Literal["hessian", "gauss_newton"]
@@ -46,7 +46,7 @@ class Neumann:
 
     def solve(self, product: Product, vector: list[Tensor]) -> Solution:
         """Sum the series; warn if its terms grow."""
-        start = before = last = norm(vector)
+        start = before = last = safe_norm(vector)
         kept = 1 - self.step * self.damping
         # Memory of our own: v may be shared, and is the zeroth term.
         term = [part.clone() for part in vector]
@@ -60,7 +60,7 @@ class Neumann:
             del curved
             add_into(total, term)
             if index >= self.terms - 2:
-                before, last = last, norm(term)
+                before, last = last, safe_norm(term)
         for part in total:
             part.mul_(self.step)
         report = self._report(*torch.stack([start, before, last]).tolist())
@@ -103,7 +103,7 @@ class ConjugateGradient:
     def solve(self, product: Product, vector: list[Tensor]) -> Solution:
         """Iterate from u = 0 until the residual is small or iterations are used up."""
         solution = [torch.zeros_like(part) for part in vector]
-        scale = float(norm(vector))
+        scale = float(safe_norm(vector))
         if scale == 0:
             return solution, {"iterations": 0, "residual": 0.0}
         # v at a length near 1: the squares of a short v would vanish in float32.

@@ -12,7 +12,7 @@ from needsaug_lite.hypergrad._draws import Draws
 from needsaug_lite.hypergrad._objective import Loss, Objective, require_dependence
 from needsaug_lite.hypergrad._result import Hypergradient
 from needsaug_lite.hypergrad._variables import Variables
-from needsaug_lite.hypergrad._vectors import Vector, add, norm
+from needsaug_lite.hypergrad._vectors import Vector, add, norm, safe_norm
 
 # Closures of one loss that get random numbers of their own.
 SLOTS = 4096
@@ -36,7 +36,7 @@ class Outer:
         self.value = value
         self._vector = found[:count]
         self.direct = found[count:]
-        self.vector_norm = norm(self._vector)
+        self.vector_norm = safe_norm(self._vector)
         self._hparams = hparams
 
     def take_vector(self) -> list[Tensor]:

@@ -13,7 +13,16 @@ Vector = Sequence[Tensor]
 
 def norm(vector: Vector) -> Tensor:
     """Euclidean norm of all entries together, a scalar."""
-    length: Tensor = torch.stack([part.norm().to(vector[0]) for part in vector]).norm()
+    lengths: list[Tensor] = [part.norm() for part in vector]
+    if len(lengths) == 1:
+        return lengths[0]
+    total: Tensor = torch.stack([one.to(lengths[0]) for one in lengths]).norm()
+    return total
+
+
+def safe_norm(vector: Vector) -> Tensor:
+    """The norm, or the largest entry where squares leave the range of the type."""
+    length = norm(vector)
     # Squares leave the range of float32 below 1e-19 and above 1e19. There the largest
     # entry stands in for the norm, at most √n too small.
     ends = [end for part in vector if part.numel() for end in torch.aminmax(part)]
