@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import pytest
 import torch
-from IPython.core.inputtransformer2 import TransformerManager
+from helpers.taught import definitions, functions
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.functional import one_hot
@@ -22,7 +19,7 @@ from needsaug_lite.methods.baselines.hyper_cleaning import HyperCleaning
 from needsaug_lite.models import Classifier
 from needsaug_lite.training import Optimisation
 
-NOTEBOOK = Path(__file__).parents[2] / "nbs/05_several_levels.ipynb"
+NOTEBOOK = "05_several_levels.ipynb"
 IMPLEMENTATION = {"pull", "sweep"}
 TAUGHT = IMPLEMENTATION | {
     "for_library",
@@ -32,32 +29,11 @@ TAUGHT = IMPLEMENTATION | {
 }
 
 
-def taught_functions() -> dict[str, ast.FunctionDef]:
-    """Definitions in the notebook's code cells."""
-    found: dict[str, ast.FunctionDef] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            source = TransformerManager().transform_cell(cell.source)
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.FunctionDef) and node.name in TAUGHT:
-                    assert node.name not in found, f"{node.name} is defined twice"
-                    found[node.name] = node
-    return found
-
-
 @pytest.fixture(scope="module")
 def taught() -> Any:
-    functions = taught_functions()
-    assert set(functions) == TAUGHT
-    module = ast.Module(list(functions.values()), type_ignores=[])
-    names: dict[str, Any] = {
-        "torch": torch,
-        "grad": grad,
-        "one_hot": one_hot,
-        "hypergrad": hypergrad,
-    }
-    exec(compile(module, str(NOTEBOOK), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in TAUGHT})
+    return functions(
+        NOTEBOOK, TAUGHT, torch=torch, grad=grad, one_hot=one_hot, hypergrad=hypergrad
+    )
 
 
 def case(seed: int) -> tuple[dict[str, Any], Any, Tensor]:
@@ -91,7 +67,7 @@ def case(seed: int) -> tuple[dict[str, Any], Any, Tensor]:
 
 
 def test_implementation_fits_in_forty_lines() -> None:
-    nodes = [taught_functions()[name] for name in IMPLEMENTATION]
+    nodes = definitions(NOTEBOOK, IMPLEMENTATION).values()
     assert sum(len(ast.unparse(node).splitlines()) for node in nodes) <= 40
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import pytest
 import torch
+from helpers.taught import definitions, functions
 from hypothesis import given
 from hypothesis import strategies as st
-from IPython.core.inputtransformer2 import TransformerManager
 from torch.nn.functional import one_hot
 from torch.testing import assert_close
 
 from needsaug_lite import losses
 from needsaug_lite.experiments.comparisons import holm
 
-NOTEBOOK = Path(__file__).parents[2] / "nbs/02_losses_that_know_class_sizes.ipynb"
+NOTEBOOK = "02_losses_that_know_class_sizes.ipynb"
 TAUGHT = {
     "cross_entropy",
     "class_balanced_weights",
@@ -31,27 +29,9 @@ TAUGHT = {
 }
 
 
-def taught_functions() -> dict[str, ast.FunctionDef]:
-    """Definitions in the notebook's code cells; a later one of a name replaces it."""
-    found: dict[str, ast.FunctionDef] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            source = TransformerManager().transform_cell(cell.source)
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.FunctionDef) and node.name in TAUGHT:
-                    assert node.name not in found, f"{node.name} is defined twice"
-                    found[node.name] = node
-    return found
-
-
 @pytest.fixture(scope="module")
 def taught() -> Any:
-    functions = taught_functions()
-    assert set(functions) == TAUGHT
-    module = ast.Module(list(functions.values()), type_ignores=[])
-    names: dict[str, Any] = {"torch": torch, "one_hot": one_hot}
-    exec(compile(module, str(NOTEBOOK), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in TAUGHT})
+    return functions(NOTEBOOK, TAUGHT, torch=torch, one_hot=one_hot)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -65,7 +45,7 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 def test_implementation_fits_in_forty_lines() -> None:
-    nodes = taught_functions().values()
+    nodes = definitions(NOTEBOOK, TAUGHT).values()
     lines = sum(len(ast.unparse(node).splitlines()) for node in nodes)
     assert lines <= 40
 

@@ -5,46 +5,26 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import pytest
 import torch
-from IPython.core.inputtransformer2 import TransformerManager
+from helpers.taught import definitions, functions
 from torch import Tensor
 from torch.autograd import grad
 from torch.testing import assert_close
 
 from needsaug_lite import hypergrad
 
-NOTEBOOK = Path(__file__).parents[2] / "nbs/04_differentiating_an_optimum.ipynb"
+NOTEBOOK = "04_differentiating_an_optimum.ipynb"
 TAUGHT = {"implicit", "neumann", "conjugate_gradient", "exact"}
 assert_same = partial(assert_close, rtol=1e-9, atol=1e-12)
 
 
-def taught_functions() -> dict[str, ast.FunctionDef]:
-    """Definitions in the notebook's code cells; none may be defined twice."""
-    found: dict[str, ast.FunctionDef] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            source = TransformerManager().transform_cell(cell.source)
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.FunctionDef) and node.name in TAUGHT:
-                    assert node.name not in found, f"{node.name} is defined twice"
-                    found[node.name] = node
-    return found
-
-
 @pytest.fixture(scope="module")
 def taught() -> Any:
-    functions = taught_functions()
-    assert set(functions) == TAUGHT
-    module = ast.Module(list(functions.values()), type_ignores=[])
-    names: dict[str, Any] = {"torch": torch, "grad": grad}
-    exec(compile(module, str(NOTEBOOK), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in TAUGHT})
+    return functions(NOTEBOOK, TAUGHT, torch=torch, grad=grad)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +75,7 @@ def by_chapter(taught: Any, case: Any, solve: Any) -> Any:
 
 
 def test_implementation_fits_in_forty_lines() -> None:
-    nodes = taught_functions().values()
+    nodes = definitions(NOTEBOOK, TAUGHT).values()
     assert sum(len(ast.unparse(node).splitlines()) for node in nodes) <= 40
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import nbformat
 import pytest
 import torch
-from IPython.core.inputtransformer2 import TransformerManager
+from helpers.taught import definitions, functions
 from torch import Tensor
 from torch.testing import assert_close
 
 from needsaug_lite import hypergrad
 
-NOTEBOOK = Path(__file__).parents[2] / "nbs/03_differentiating_through_a_step.ipynb"
+NOTEBOOK = "03_differentiating_through_a_step.ipynb"
 TAUGHT = {
     "leaves",
     "virtual_step",
@@ -29,27 +27,9 @@ HELPERS = {"norm"}
 Tensors = dict[str, Tensor]
 
 
-def functions() -> dict[str, ast.FunctionDef]:
-    """Definitions of the taught functions and their helpers in the code cells."""
-    found: dict[str, ast.FunctionDef] = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
-        if cell.cell_type == "code":
-            source = TransformerManager().transform_cell(cell.source)
-            for node in ast.parse(source).body:
-                if isinstance(node, ast.FunctionDef) and node.name in TAUGHT | HELPERS:
-                    assert node.name not in found, f"{node.name} is defined twice"
-                    found[node.name] = node
-    return found
-
-
 @pytest.fixture(scope="module")
 def taught() -> Any:
-    definitions = functions()
-    assert set(definitions) == TAUGHT | HELPERS
-    module = ast.Module(list(definitions.values()), type_ignores=[])
-    names: dict[str, Any] = {"torch": torch, "grad": torch.autograd.grad}
-    exec(compile(module, str(NOTEBOOK), "exec"), names)
-    return SimpleNamespace(**{name: names[name] for name in TAUGHT})
+    return functions(NOTEBOOK, TAUGHT | HELPERS, torch=torch, grad=torch.autograd.grad)
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
@@ -80,7 +60,7 @@ def case(request: pytest.FixtureRequest) -> Any:
 
 
 def test_implementation_fits_in_forty_lines() -> None:
-    nodes = [node for name, node in functions().items() if name in TAUGHT]
+    nodes = definitions(NOTEBOOK, TAUGHT).values()
     assert sum(len(ast.unparse(node).splitlines()) for node in nodes) <= 40
 
 
