@@ -146,6 +146,22 @@ def test_a_compiled_loss_needs_a_compiled_gradient() -> None:
         assert error(found, plain) < 1e-9
 
 
+def test_step_and_derivative_come_from_the_same_compiled_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two compiled functions may draw different dropout masks from one random state."""
+    problem = Smooth(torch.Generator().manual_seed(2))
+    twice = hypergrad.compiled(problem.inner, backend="aot_eager")
+
+    def other(*_: object) -> Tensor:
+        raise AssertionError("the compiled value was asked")
+
+    monkeypatch.setattr(twice, "_value", other)
+    for name in ("unrolled", "implicit"):
+        for inner in (twice, [twice, twice]):
+            ESTIMATORS[name](inner, problem.outer, problem.params, problem.hparams)
+
+
 def test_a_compiled_loss_with_frozen_tensors() -> None:
     net = Classifier()
     given = {**net.params, **dict(net.model.named_buffers())}
