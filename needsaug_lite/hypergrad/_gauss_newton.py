@@ -11,7 +11,7 @@ from torch import Tensor
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.hypergrad._objective import Objective
-from needsaug_lite.hypergrad._vectors import add, averaged, scaled
+from needsaug_lite.hypergrad._vectors import add, averaged, mean
 
 Tensors = Mapping[str, Tensor]
 
@@ -62,12 +62,8 @@ class GaussNewton:
         """The matrix times a vector shaped like the parameters."""
         if self._kept is not None:
             return averaged(self._one(self._kept, vector))
-        total: list[Tensor] | None = None
-        for index in range(len(self._objective)):
-            found = self._one(self._graph(index), vector)  # the graph ends here
-            total = found if total is None else add(total, found)
-        assert total is not None
-        return averaged(scaled(total, 1 / len(self._objective)))
+        batches = range(len(self._objective))
+        return averaged(mean(self._one(self._graph(i), vector) for i in batches))
 
     def _graph(self, index: int) -> tuple[Tensor, ...]:
         """z, Jᵀw for a dummy w, z as a leaf, ∇_z loss, and the penalty's gradient."""

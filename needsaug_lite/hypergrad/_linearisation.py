@@ -13,7 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from needsaug_lite.errors import UserError
 from needsaug_lite.hypergrad._compiled import CompiledLoss
 from needsaug_lite.hypergrad._objective import Objective, filled, require_dependence
-from needsaug_lite.hypergrad._vectors import Vector, add, averaged, scaled
+from needsaug_lite.hypergrad._vectors import Vector, averaged, mean
 
 
 class Linearisation:
@@ -35,8 +35,7 @@ class Linearisation:
         Args:
             objective: the loss.
             by: leaves inside `arguments` that g is the gradient by.
-            arguments: of the loss's closures. If the closure is a `CompiledLoss`, the
-                free tensors of the first argument must be `by`, in their order.
+            arguments: of the loss's closures.
         """
         self._objective = objective
         self._by = list(by)
@@ -61,14 +60,13 @@ class Linearisation:
             return value, gradient
         # By the same compiled gradient as in `product`: a compiled value draws other
         # dropout masks from the same random state.
-        total: list[Tensor] | None = None
-        for index in range(len(objective)):
-            value, gradient, edges = self._graph(index)
-            del edges
-            found = [value, *gradient]
-            total = found if total is None else add(total, found)
-        assert total is not None
-        value, *gradient = averaged(scaled(total, 1 / len(objective)))
+
+        def value_and_gradient(index: int) -> list[Tensor]:
+            value, gradient, _ = self._graph(index)
+            return [value, *gradient]
+
+        batches = range(len(objective))
+        value, *gradient = averaged(mean(map(value_and_gradient, batches)))
         return value, gradient
 
     def take_gradient(self) -> list[Tensor]:
@@ -93,14 +91,12 @@ class Linearisation:
             if last:
                 self._edges = None
             return averaged(found)
-        total: list[Tensor] | None = None
-        for index in range(len(self._objective)):
+
+        def one(index: int) -> list[Tensor]:
             edges = self._graph(index)[2]
-            found = self._pullback(edges, vector, wrt, keep=False)
-            del edges  # before the next graph is built
-            total = found if total is None else add(total, found)
-        assert total is not None
-        return averaged(scaled(total, 1 / len(self._objective)))
+            return self._pullback(edges, vector, wrt, keep=False)
+
+        return averaged(mean(map(one, range(len(self._objective)))))
 
     def _pullback(
         self,

@@ -1,4 +1,4 @@
-"""The outer half of an estimate with two levels, which all three estimators share."""
+"""The outer half of an estimate with two levels, whatever the inner half is."""
 
 from __future__ import annotations
 

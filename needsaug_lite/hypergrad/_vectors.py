@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,10 +37,8 @@ def dot(one: Vector, other: Vector) -> Tensor:
     return torch.stack(parts).sum()
 
 
-def add(one: Vector, other: Vector, factor: float | Tensor = 1.0) -> list[Tensor]:
+def add(one: Vector, other: Vector, factor: float = 1.0) -> list[Tensor]:
     """Sum `one + factor * other`, new tensors."""
-    if isinstance(factor, Tensor):
-        return [a + factor * b for a, b in zip(one, other, strict=True)]
     return [torch.add(a, b, alpha=factor) for a, b in zip(one, other, strict=True)]
 
 
@@ -55,6 +53,17 @@ def scaled(vector: Vector, factor: float | Tensor) -> list[Tensor]:
     if isinstance(factor, Tensor):
         return [factor.to(part) * part for part in vector]
     return [factor * part for part in vector]
+
+
+def mean(vectors: Iterable[list[Tensor]]) -> list[Tensor]:
+    """Mean of vectors that are made one after the other, so that one is alive."""
+    total: list[Tensor] | None = None
+    count = 0
+    for vector in vectors:
+        total = vector if total is None else add(total, vector)
+        count += 1
+    assert total is not None
+    return total if count == 1 else scaled(total, 1 / count)
 
 
 def averaged(vector: Vector) -> list[Tensor]:
