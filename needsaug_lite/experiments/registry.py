@@ -62,6 +62,14 @@ METHODS: dict[str, Entry] = {
         f"{_BASELINES}.logit_adjustment:ClassDependentTemperature", "CDT"
     ),
     "vector_scaling": Entry(f"{_BASELINES}.logit_adjustment:VectorScaling", "VS"),
+    "isda": Entry(f"{_BASELINES}.implicit_augmentation:ISDA", "ISDA"),
+    "meta_covariance": Entry(
+        f"{_BASELINES}.implicit_augmentation:MetaCovariance", "MetaSAug-style"
+    ),
+    "meta_weight_net": Entry(
+        f"{_BASELINES}.meta_weight_net:MetaWeightNet", "Meta-Weight-Net"
+    ),
+    "meta_iada": Entry("needsaug_lite.methods.meta_iada:MetaIADA", "Meta-IADA"),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),

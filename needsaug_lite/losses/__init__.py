@@ -12,3 +12,15 @@ from needsaug_lite.losses.classification import ldam as ldam
 from needsaug_lite.losses.classification import ldam_margins as ldam_margins
 from needsaug_lite.losses.classification import logit_adjusted as logit_adjusted
 from needsaug_lite.losses.classification import vector_scaling as vector_scaling
+from needsaug_lite.losses.implicit_augmentation import (
+    FirstOrderTerms as FirstOrderTerms,
+)
+from needsaug_lite.losses.implicit_augmentation import (
+    first_order_terms as first_order_terms,
+)
+from needsaug_lite.losses.implicit_augmentation import half_variance as half_variance
+from needsaug_lite.losses.implicit_augmentation import iada as iada
+from needsaug_lite.losses.implicit_augmentation import iada_weighted as iada_weighted
+from needsaug_lite.losses.implicit_augmentation import (
+    perturbation_direction as perturbation_direction,
+)

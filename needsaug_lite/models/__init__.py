@@ -6,3 +6,4 @@ from needsaug_lite.models.classifiers import build as build
 from needsaug_lite.models.classifiers import load_weights as load_weights
 from needsaug_lite.models.heads import CosineHead as CosineHead
 from needsaug_lite.models.heads import make_head as make_head
+from needsaug_lite.models.perturbation import PerturbationNetwork as PerturbationNetwork

@@ -124,10 +124,10 @@ def _save(file: Path, run: str, method: Method, history: History, done: int) -> 
 
 def _run_epoch(stage: Stage, epoch: int) -> Row:
     started = perf_counter()
-    logged = dict(stage.begin_epoch(epoch))
+    logged = dict(stage.begin_epoch(stage.first + epoch))
     sums: dict[str, Tensor] = {}
     samples = 0
-    for step, batch in enumerate(stage.batches.epoch(epoch)):
+    for step, batch in enumerate(stage.batches.epoch(stage.first + epoch)):
         size = len(batch)
         samples += size
         for name, value in stage.step(batch).items():

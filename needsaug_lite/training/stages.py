@@ -34,6 +34,9 @@ class Stage:
             rates and weights that depend on the epoch; returns what to log of them.
         begin: called once before the first epoch of the stage (not on resuming
             inside it), to build what the stage starts from.
+        first: number that `batches` and `begin_epoch` see for the first epoch; a
+            stage that goes on with the data and the schedule of the one before it
+            starts there.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Stage:
     step: Callable[[Batch], Mapping[str, Tensor]]
     begin_epoch: Callable[[int], Mapping[str, float]] = lambda epoch: {}
     begin: Callable[[], None] = lambda: None
+    first: int = 0
 
 
 class Method(Protocol):

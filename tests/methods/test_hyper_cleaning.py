@@ -50,7 +50,7 @@ def make_linear(weight_decay: float, momentum: float = 0.9) -> HyperCleaning:
 def batches_of(method: HyperCleaning) -> tuple[Batch, Batch]:
     """A training batch and a meta batch, in the model's precision."""
     like = next(method.model.parameters()).dtype
-    pair = next(method.batches.epoch(0)), next(method.meta_batches.epoch(0))
+    pair = next(method.batches.epoch(0)), next(method.clean.batches.epoch(0))
     first, second = (replace(b, images=b.images.to(like)) for b in pair)
     return first, second
 

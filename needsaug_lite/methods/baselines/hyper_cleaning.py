@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import count
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -13,10 +12,10 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from needsaug_lite import hypergrad
-from needsaug_lite.data import Batch, Batches, Normalisation, Splits
-from needsaug_lite.errors import UserError
+from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.hypergrad import Hypergradient
 from needsaug_lite.methods.baselines.supervised import Supervised
+from needsaug_lite.methods.meta_images import MetaImages
 from needsaug_lite.models import Classifier
 from needsaug_lite.training import Optimisation
 
@@ -73,11 +72,6 @@ class HyperCleaning(Supervised):
         Raises:
             UserError: if there are no meta images.
         """
-        if len(splits.meta) == 0:
-            raise UserError(
-                "hyper-cleaning learns its weights on clean images, and there are "
-                "none; hold some out with meta_per_class, for example 10"
-            )
         settings = optimisation or Optimisation()
         normal = normalisation or Normalisation.of(splits)
         super().__init__(
@@ -88,9 +82,14 @@ class HyperCleaning(Supervised):
             seed=seed,
             **common,
         )
-        size = min(settings.batch_size, len(splits.meta))
-        self.meta_batches = Batches(splits.meta, size, normal, seed=seed)
-        self.clean: Iterator[Batch] = self._clean_batches(0)
+        self.clean = MetaImages(
+            splits,
+            settings.batch_size,
+            normal,
+            seed=seed,
+            steps=len(self.batches),
+            purpose="hyper-cleaning learns its weights on clean images",
+        )
         device = splits.train.labels.device
         self.weight_logits = torch.zeros(len(splits.train), device=device)
         self.outer_optimiser = torch.optim.Adam([self.weight_logits], lr=outer_lr)
@@ -101,13 +100,8 @@ class HyperCleaning(Supervised):
 
     def begin_epoch(self, epoch: int) -> Mapping[str, float]:
         """Set the learning rate, and start the meta images of the epoch."""
-        self.clean = self._clean_batches(epoch)
+        self.clean.begin_epoch(epoch)
         return super().begin_epoch(epoch)
-
-    def _clean_batches(self, epoch: int) -> Iterator[Batch]:
-        """Batches of meta images without end, the same ones for the same epoch."""
-        for lap in count(epoch * len(self.batches)):
-            yield from self.meta_batches.epoch(lap)
 
     def hypergradient(self, batch: Batch, clean: Batch) -> Hypergradient:
         """Derivative of the outer loss by the h of this batch.

@@ -1,0 +1,177 @@
+"""Features augmented by the covariance of their class: ISDA, and with a meta set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from annotated_types import Ge
+from torch import Tensor
+
+from needsaug_lite import hypergrad, losses
+from needsaug_lite.data import Batch, Splits
+from needsaug_lite.hypergrad import Hypergradient
+from needsaug_lite.methods.baselines.supervised import Supervised
+from needsaug_lite.methods.baselines.two_phase import (
+    TwoPhase,
+    accuracy,
+    head_of,
+    linear_head,
+    zeros_for,
+)
+from needsaug_lite.models import Classifier
+from needsaug_lite.statistics import ClassCovariance, nearest_positive_semidefinite
+
+NotNegative = Annotated[float, Ge(0)]
+
+
+class ISDA(Supervised):
+    """Implicit semantic data augmentation (Wang et al. 2019).
+
+    The loss is `losses.iada` without perturbation and prior. Its strength grows with
+    training, alpha * t / T in step t of T, because early covariances tell little; they
+    are collected from the first step on.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        alpha: NotNegative = 0.5,
+        diagonal: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, splits, **common)
+        self.linear = linear_head(model, "ISDA")
+        self.alpha, self.strength = alpha, 0.0
+        self.class_prior = splits.class_prior
+        self.moments = ClassCovariance(
+            splits.num_classes,
+            model.feature_dim,
+            diagonal=diagonal,
+            device=splits.train.labels.device,
+        )
+
+    def begin_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Set learning rate and strength of the epoch."""
+        self.strength = self.alpha * epoch / self.epochs
+        return {**super().begin_epoch(epoch), "strength": self.strength}
+
+    def step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """One update of the weights."""
+        self.model.train()
+        features = self.model.features(batch.images)
+        self.moments.update(features, batch.labels)
+        loss = losses.iada(
+            features,
+            batch.labels,
+            self.linear.weight,
+            self.linear.bias,
+            self.moments.covariance,
+            zeros_for(batch.labels, features),
+            self.class_prior,
+            alpha=self.strength,
+            beta=0.0,
+        )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        right = accuracy(self.linear(features.detach()), batch.labels)
+        return {"loss": loss.detach(), "accuracy": right}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser and class moments."""
+        return {**super().state_dict(), "moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put all of it back."""
+        super().load_state_dict(state)
+        self.moments.load_state_dict(state["moments"])
+
+
+class MetaCovariance(TwoPhase):
+    """ISDA whose covariances take a step on balanced meta images (as in MetaSAug).
+
+    Cross-entropy until `start`; then, in each step, with Σ the running covariances:
+
+        θ' = θ - lr ∇_θ L(θ, Σ),   Σ' = clip(Σ - covariance_lr ∇_Σ ℓ_meta(θ'(Σ)))
+
+    and a step of the network on L(θ, Σ'). clip removes negative eigenvalues. Σ' is
+    forgotten after the step. L is `losses.iada` without perturbation; beta adds the
+    prior, which the original does not have.
+
+    Source: Li et al. 2021 (MetaSAug), with its published code; the class weights of
+    its loss are left out, so that nothing but the covariance differs from ISDA.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        alpha: NotNegative = 0.5,
+        beta: NotNegative = 0.0,
+        covariance_lr: NotNegative = 0.1,
+        **common: Any,
+    ) -> None:
+        super().__init__(model, splits, **common)
+        self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
+
+    def loss_with(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        params: Mapping[str, Tensor],
+        sigma: Tensor,
+    ) -> Tensor:
+        """L of a batch under given head weights and covariances."""
+        weight, bias = head_of(params)
+        epsilon = zeros_for(labels, features)
+        return losses.iada(
+            features,
+            labels,
+            weight,
+            bias,
+            sigma,
+            epsilon,
+            self.class_prior,
+            alpha=self.alpha,
+            beta=self.beta,
+        )
+
+    def hypergradient(self, batch: Batch, clean: Batch) -> Hypergradient:
+        """Derivative of the meta loss by "covariance", through one step."""
+
+        def inner_loss(params: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> Tensor:
+            features = self.features_with(params, batch.images)
+            return self.loss_with(features, batch.labels, params, h["covariance"])
+
+        def outer_loss(params: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> Tensor:
+            return self.meta_loss(params, clean)
+
+        return hypergrad.unrolled(
+            inner_loss,
+            outer_loss,
+            dict(self.model.named_parameters()),
+            {"covariance": self.moments.covariance},
+            lr=self.rate,
+        )
+
+    def late_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Covariance step on the meta images, then the step of the network."""
+        self.model.train()
+        features = self.model.features(batch.images)
+        self.moments.update(features, batch.labels)
+        estimate = self.hypergradient(batch, next(self.meta))
+        moved = self.moments.covariance - self.covariance_lr * estimate["covariance"]
+        sigma = nearest_positive_semidefinite(moved)
+        own = dict(self.model.named_parameters())
+        loss = self.loss_with(features, batch.labels, own, sigma)
+        self.descend(loss)
+        right = accuracy(self.linear(features.detach()), batch.labels)
+        return {
+            "loss": loss.detach(),
+            "accuracy": right,
+            "outer_loss": estimate.outer_loss,
+        }

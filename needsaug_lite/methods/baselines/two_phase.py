@@ -1,0 +1,182 @@
+"""Cross-entropy until the features are good, then a method that builds on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from needsaug_lite.data import Batch, Normalisation, Splits
+from needsaug_lite.errors import UserError
+from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
+from needsaug_lite.methods.meta_images import MetaImages
+from needsaug_lite.models import Classifier
+from needsaug_lite.statistics import ClassCovariance
+from needsaug_lite.training import Optimisation, Stage
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+class TwoPhase(Supervised):
+    """The frame of the methods that learn an implicit augmentation on meta images.
+
+    Until `start` (a share of the epochs) the loss is cross-entropy; then a subclass's
+    `late_step` is in force, which finds the running class covariances in `moments` and
+    the meta images in `meta`. Data, schedule and optimiser go on as they were.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        start: Share = DEFERRED_START,
+        diagonal: bool = False,
+        optimisation: Optimisation | None = None,
+        normalisation: Normalisation | None = None,
+        seed: int = 0,
+        **common: Any,
+    ) -> None:
+        """Prepare the data, the moments and the optimiser.
+
+        Args:
+            model: trained in place, on the device of `splits`; its head is linear.
+            splits: `train` is learned from, `meta` is balanced and clean.
+            start: share of the epochs with cross-entropy; T_1 of meta_iada.
+            diagonal: keep class variances only, C D numbers instead of C D².
+            optimisation: settings of SGD and its schedule, for the network.
+            normalisation: default: moments of the training images.
+            seed: order of the images and augmentation.
+            common: see `Supervised`.
+
+        Raises:
+            UserError: if the head isn't linear or there are no meta images.
+        """
+        settings = optimisation or Optimisation()
+        normal = normalisation or Normalisation.of(splits)
+        super().__init__(
+            model,
+            splits,
+            optimisation=settings,
+            normalisation=normal,
+            seed=seed,
+            **common,
+        )
+        name = type(self).__name__
+        self.linear = linear_head(model, name)
+        self.start = start
+        self.class_prior = splits.class_prior
+        self.meta = MetaImages(
+            splits,
+            settings.batch_size,
+            normal,
+            seed=seed,
+            steps=len(self.batches),
+            purpose=f"{name} learns from a balanced, clean set of meta images",
+        )
+        self.moments = ClassCovariance(
+            splits.num_classes,
+            model.feature_dim,
+            diagonal=diagonal,
+            device=splits.train.labels.device,
+        )
+
+    def stages(self, epochs: int) -> Sequence[Stage]:
+        """Cross-entropy, then the method."""
+        self.epochs = epochs
+        first = round(self.start * epochs)
+        name, batches = type(self).__name__, self.batches
+        return [
+            Stage("CrossEntropy", first, batches, self.early_step, self.begin_epoch),
+            Stage(
+                name,
+                epochs - first,
+                batches,
+                self.late_step,
+                self.begin_epoch,
+                first=first,
+            ),
+        ]
+
+    def begin_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Set the learning rate, and start the meta images of the epoch."""
+        self.meta.begin_epoch(epoch)
+        return super().begin_epoch(epoch)
+
+    def early_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """One step on cross-entropy."""
+        return self.step(batch)
+
+    def late_step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """One step of the method; a subclass says which."""
+        raise NotImplementedError
+
+    def descend(self, loss: Tensor) -> None:
+        """One update of the network."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+
+    @property
+    def rate(self) -> float:
+        """Learning rate of the network in this epoch."""
+        lr: float = self.optimiser.param_groups[0]["lr"]
+        return lr
+
+    def features_with(self, params: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Features (B, D) under other parameters than the model's own."""
+        prefix = "backbone."
+        chosen = {
+            name.removeprefix(prefix): value
+            for name, value in params.items()
+            if name.startswith(prefix)
+        }
+        found: Tensor = functional_call(self.model.backbone, chosen, (images,))
+        return found
+
+    def meta_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Mean cross-entropy of a batch of meta images under other parameters."""
+        logits = functional_call(self.model, dict(params), (batch.images,))
+        return nn.functional.cross_entropy(logits, batch.labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser and class moments."""
+        return {**super().state_dict(), "moments": self.moments.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put all of it back."""
+        super().load_state_dict(state)
+        self.moments.load_state_dict(state["moments"])
+
+
+def linear_head(model: Classifier, method: str) -> nn.Linear:
+    """The head of a model, if the loss of the method fits it.
+
+    Raises:
+        UserError: if it isn't linear.
+    """
+    if not isinstance(model.head, nn.Linear):
+        raise UserError(
+            f"{method} needs a linear head, because its loss is made of weights and "
+            "biases; build the model with head='linear'"
+        )
+    return model.head
+
+
+def head_of(params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the head among the parameters of a classifier."""
+    return params["head.weight"], params.get("head.bias")
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right guesses in a batch, a scalar."""
+    return (logits.detach().argmax(1) == labels).float().mean()
+
+
+def zeros_for(labels: Tensor, like: Tensor) -> Tensor:
+    """ε = 0 for every sample, shape (B,)."""
+    return torch.zeros(labels.shape, device=like.device, dtype=like.dtype)
