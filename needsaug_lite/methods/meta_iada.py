@@ -13,7 +13,13 @@ from torch.func import functional_call
 from needsaug_lite import hypergrad, losses, statistics
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.two_phase import TwoPhase, accuracy, head_of
+from needsaug_lite.methods.baselines.supervised import DEFERRED_START
+from needsaug_lite.methods.baselines.two_phase import (
+    Share,
+    TwoPhase,
+    accuracy,
+    head_of,
+)
 from needsaug_lite.models import Classifier, PerturbationNetwork
 from needsaug_lite.statistics import SampleMemory
 
@@ -57,6 +63,8 @@ class MetaIADA(TwoPhase):
         outer_lr: Annotated[float, Gt(0)] = 1e-3,
         covariance_lr: NotNegative = 0.1,
         hidden: Annotated[int, Gt(0)] = 100,
+        start: Share = DEFERRED_START,
+        diagonal: bool = False,
         **common: Any,
     ) -> None:
         """Start with ε = 0 for every sample.
@@ -69,12 +77,14 @@ class MetaIADA(TwoPhase):
             outer_lr: rate of Adam for the perturbation network.
             covariance_lr: step size of Eq. 9.
             hidden: width of the perturbation network.
+            start: share of the epochs with cross-entropy; T_1 of the paper.
+            diagonal: keep class variances only, C D numbers instead of C D².
             common: see `TwoPhase`.
 
         Raises:
             UserError: if the head isn't linear or there are no meta images.
         """
-        super().__init__(model, splits, **common)
+        super().__init__(model, splits, start=start, diagonal=diagonal, **common)
         self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
         labels = splits.train.labels
         self.network = PerturbationNetwork(hidden=hidden).to(labels.device)

@@ -11,8 +11,9 @@ from torch import Tensor
 from needsaug_lite import hypergrad, losses
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.supervised import Supervised
+from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
 from needsaug_lite.methods.baselines.two_phase import (
+    Share,
     TwoPhase,
     accuracy,
     head_of,
@@ -113,9 +114,11 @@ class MetaCovariance(TwoPhase):
         alpha: NotNegative = 0.5,
         beta: NotNegative = 0.0,
         covariance_lr: NotNegative = 0.1,
+        start: Share = DEFERRED_START,
+        diagonal: bool = False,
         **common: Any,
     ) -> None:
-        super().__init__(model, splits, **common)
+        super().__init__(model, splits, start=start, diagonal=diagonal, **common)
         self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
 
     def loss_with(
