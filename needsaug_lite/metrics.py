@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from imblearn.metrics import geometric_mean_score
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score, precision_score
 from torch import Tensor, nn
 
 from needsaug_lite import _torchvision  # noqa: F401  # before torchmetrics
@@ -66,6 +66,18 @@ def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
     return Predictions(torch.cat(logits), torch.cat(labels), joined)
 
 
+def predict_all(
+    model: nn.Module,
+    examples: Examples,
+    normalisation: Normalisation,
+    *,
+    batch_size: int = 500,
+) -> Predictions:
+    """Logits of one part of the data, in its order."""
+    batches = Batches(examples, batch_size, normalisation, shuffle=False)
+    return predict(model, batches.epoch(0))
+
+
 def evaluate(
     model: nn.Module,
     examples: Examples,
@@ -75,8 +87,8 @@ def evaluate(
     batch_size: int = 500,
 ) -> dict[str, Any]:
     """Metrics of a model on one part of the data; see `from_predictions`."""
-    batches = Batches(examples, batch_size, normalisation, shuffle=False)
-    return from_predictions(predict(model, batches.epoch(0)), class_counts)
+    predictions = predict_all(model, examples, normalisation, batch_size=batch_size)
+    return from_predictions(predictions, class_counts)
 
 
 def sample_losses(
@@ -87,8 +99,8 @@ def sample_losses(
     batch_size: int = 500,
 ) -> Tensor:
     """Cross-entropy of every image in evaluation mode, nats, on the CPU, shape (N,)."""
-    batches = Batches(examples, batch_size, normalisation, shuffle=False)
-    return predict(model, batches.epoch(0)).losses
+    found = predict_all(model, examples, normalisation, batch_size=batch_size)
+    return found.losses
 
 
 def noise_average_precision(suspicion: Tensor, mislabelled: Tensor) -> float:
@@ -131,8 +143,10 @@ def from_predictions(
         top1, balanced_accuracy (mean recall over the classes that are present),
         geometric_mean (of the recalls), loss (nats), ece (15 bins), per_class
         (recall, None for a class without samples), per_class_loss, support,
-        confusion (rows: truth), and many/medium/few where asked for. Accuracies
-        are shares in [0, 1].
+        confusion (rows: truth), and many/medium/few where asked for. Where the
+        samples have groups also worst_group_accuracy, average_group_accuracy (mean
+        over the groups that are present, not over samples), per_group (None for an
+        absent group) and group_support. Accuracies are shares in [0, 1].
     """
     logits, labels = predictions.logits, predictions.labels
     num_classes = logits.shape[1]
@@ -168,7 +182,97 @@ def from_predictions(
         for name, chosen in shots.items():
             rates = recall[chosen & present]
             metrics[name] = float(rates.mean()) if len(rates) else None
+    if predictions.groups is not None:
+        metrics |= _group_scores(predictions.groups, guesses == labels)
     return metrics
+
+
+def _group_scores(groups: Tensor, right: Tensor) -> dict[str, Any]:
+    """Accuracy of every group, and its minimum and mean over those with samples."""
+    support = torch.bincount(groups)
+    accuracy = torch.bincount(groups[right], minlength=len(support)) / support
+    present = accuracy[support > 0]
+    return {
+        "worst_group_accuracy": float(present.min()),
+        "average_group_accuracy": float(present.mean()),
+        "per_group": _numbers(accuracy),
+        "group_support": support.tolist(),
+    }
+
+
+def generalised_long_tail_scores(
+    predictions: Predictions, train_groups: Tensor, attributes: int
+) -> dict[str, float]:
+    """Accuracy and precision under other distributions of classes and attributes.
+
+    Every test image i of group g gets the weight P(g) / m_g, where m_g is the number
+    of test images of the group, and
+
+        CLT:  P(c, a) = 1/C n_ca / n_c      attributes as in training
+        GLT:  P(c, a) = 1/C 1/A             attributes equal
+
+    with n_ca the training images of class c with attribute a. The weighted accuracy
+    is the expectation of the accuracy on a test set that is drawn from these test
+    images with that distribution; the weighted precision, a mean over classes, is
+    what such a test set tends to as it grows. Tang et al. build one test set for each
+    distribution; the weights use all images instead and add no noise of drawing.
+
+    The same numbers serve three protocols: after training on a long tail of classes
+    and attributes they are CLT and GLT; after training on balanced classes with a long
+    tail of attributes, glt is what is called ALT.
+
+    A group without test images can't be judged: its share goes to the other attributes
+    of its class, in proportion. A group without training images has weight 0 in CLT
+    and its full share in GLT. A class that has no weight left is left out of all
+    means; the remaining classes are equal.
+
+    Args:
+        predictions: with groups, label * attributes + attribute.
+        train_groups: groups of the training images, coded alike, shape (N,).
+        attributes: A.
+
+    Returns:
+        clt_accuracy, clt_precision, glt_accuracy, glt_precision, in [0, 1]. A class
+        that is never predicted has precision 0.
+
+    Raises:
+        UserError: if the groups are missing, don't fit the labels, or the training
+            and test images have none in common.
+
+    Source: Tang et al. 2022, protocols CLT, GLT, ALT; meta_iada Table 4.
+    """
+    groups, labels = predictions.groups, predictions.labels
+    if groups is None or not torch.equal(groups // attributes, labels):
+        raise UserError(
+            "generalised long-tail scores need the group label * attributes + "
+            f"attribute of every image, with attributes={attributes}; load the data "
+            "with attribute_imbalance"
+        )
+    number = predictions.logits.shape[1] * attributes
+    there = torch.bincount(groups, minlength=number).double()
+    trained = torch.bincount(train_groups.cpu(), minlength=number).double()
+    truth, guesses = labels.numpy(), predictions.logits.argmax(1).numpy()
+    scores = {}
+    for name, share in (("clt", trained), ("glt", torch.ones_like(trained))):
+        within = (share * (there > 0)).view(-1, attributes)
+        totals = within.sum(1, keepdim=True)
+        kept = torch.nonzero(totals.flatten() > 0).flatten().tolist()
+        if not kept:
+            raise UserError("no test image belongs to a group with training images")
+        each = (within / totals.clamp(min=1)).flatten() / there.clamp(min=1)
+        weight = each[groups].numpy()
+        found = accuracy_score(truth, guesses, sample_weight=weight)
+        scores[f"{name}_accuracy"] = float(found)
+        found = precision_score(
+            truth,
+            guesses,
+            labels=kept,
+            average="macro",
+            sample_weight=weight,
+            zero_division=0,
+        )
+        scores[f"{name}_precision"] = float(found)
+    return scores
 
 
 def _numbers(values: Tensor) -> list[float | None]:

@@ -134,16 +134,28 @@ def long_tail(
         assert imbalance is not None
         largest = int(splits.class_counts.min()) if n_max is None else n_max
         counts = long_tail_counts(largest, imbalance, num_classes)
-    if len(counts) != num_classes:
-        raise UserError(f"{len(counts)} counts were given for {num_classes} classes")
-    if shuffle_classes:
-        order = torch.randperm(num_classes, generator=generator(seed, _CLASS_ORDER))
-        by_class = torch.empty(num_classes, dtype=torch.int64)
-        by_class[order] = torch.tensor(list(counts))
-        counts = by_class.tolist()
+    counts = counts_by_class(counts, num_classes, shuffle_classes, seed)
     draw = generator(seed, _TAIL)
     kept, _ = take_per_class(splits.train.labels, counts, num_classes, draw)
     return replace(splits, train=splits.train.subset(kept))
+
+
+def counts_by_class(
+    counts: Sequence[int], num_classes: int, shuffle_classes: bool, seed: int
+) -> list[int]:
+    """Sizes of class 0, 1, ... from sizes that are given largest first.
+
+    Raises:
+        UserError: if there isn't one size for every class.
+    """
+    if len(counts) != num_classes:
+        raise UserError(f"{len(counts)} counts were given for {num_classes} classes")
+    if not shuffle_classes:
+        return list(counts)
+    order = torch.randperm(num_classes, generator=generator(seed, _CLASS_ORDER))
+    by_class = torch.empty(num_classes, dtype=torch.int64)
+    by_class[order] = torch.tensor(list(counts))
+    return by_class.tolist()
 
 
 def label_noise(

@@ -6,17 +6,31 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
-from needsaug_lite.data import arrays, bias, folders
+from needsaug_lite.data import arrays, bias, folders, groups
+from needsaug_lite.data.attributes import ATTRIBUTES, attribute_tail
 from needsaug_lite.data.published import SOURCES, load_published
 from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
 from needsaug_lite.errors import UserError
 
 NAMES = ("digits", *SOURCES)
 _TEST_SPLIT_SEED = 20260101  # the test part of digits and folders never changes
+
+
+class _Tail(TypedDict):
+    imbalance: float | None
+    n_max: int | None
+    counts: Sequence[int] | None
+    shuffle_classes: bool
+
+
+class _Held(TypedDict):
+    val_per_class: int
+    meta_per_class: int
 
 
 def default_root(root: Path | str | None = None) -> Path:
@@ -41,6 +55,9 @@ def load(
     meta_per_class: int = 0,
     noise: float = 0.0,
     noise_kind: bias.NoiseKind = "uniform",
+    colour: bool = False,
+    attribute_imbalance: float | None = None,
+    attributes: int = ATTRIBUTES,
     image_size: int | None = None,
     channels: int | None = None,
     skip_broken: bool = False,
@@ -50,7 +67,7 @@ def load(
 
     The order is fixed: validation and meta images are held out of the training
     images first (balanced, clean), then the tail is made, then the noise. The test
-    part is never touched.
+    part is never touched, except that coloured digits bring their own.
 
     Args:
         name_or_path: digits, mnist, fashion_mnist, cifar10, cifar100, a folder of
@@ -60,11 +77,14 @@ def load(
         imbalance, n_max, counts, shuffle_classes: see `bias.long_tail`.
         val_per_class, meta_per_class: images of each class to hold out.
         noise, noise_kind: see `bias.label_noise`.
+        colour: coloured digits in two classes; see `groups.colour`.
+        attribute_imbalance, attributes: see `attribute_tail`; val and meta
+            images are then balanced over attributes too.
         image_size: height and width, for a folder of images (default 32).
         channels: 1 or 3, for a folder; default: 1 if all images are grey. Grey
             images are repeated to three channels where 3 is asked for.
         skip_broken: leave unreadable image files out instead of refusing.
-        seed: draws the held-out parts, the tail and the noise.
+        seed: draws the held-out parts, the tail, the noise and the colours.
 
     Raises:
         UserError: for anything that the caller can mend, in their words.
@@ -80,22 +100,31 @@ def load(
             f"image_size is for a folder of images; {name_or_path} has a size of its "
             "own, leave image_size out"
         )
+    tail: _Tail = {
+        "imbalance": imbalance,
+        "n_max": n_max,
+        "counts": counts,
+        "shuffle_classes": shuffle_classes,
+    }
+    held: _Held = {"val_per_class": val_per_class, "meta_per_class": meta_per_class}
+    grouping = {"attribute_imbalance": attribute_imbalance, "attributes": attributes}
+    others = {"colour": colour, "noise": noise, "channels": channels}
+    groups.check_options({**tail, **held, **grouping, **others})
     splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
-    splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
-    if counts is not None and n_max is not None:
-        raise UserError("counts say the size of every class; leave n_max out")
-    if imbalance is not None or counts is not None:
-        splits = bias.long_tail(
+    if colour:
+        splits = groups.colour(splits, meta_per_class=meta_per_class, seed=seed)
+    elif attribute_imbalance is not None:
+        splits = attribute_tail(
             splits,
-            imbalance=imbalance,
-            n_max=n_max,
-            counts=counts,
-            shuffle_classes=shuffle_classes,
+            attribute_imbalance=attribute_imbalance,
+            attributes=attributes,
             seed=seed,
+            **tail,
+            **held,
         )
-    elif n_max is not None:
-        each = [n_max] * splits.num_classes
-        splits = bias.long_tail(splits, counts=each, seed=seed)
+    else:
+        splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
+        splits = _with_tail(splits, tail, seed)
     if noise:
         splits = bias.label_noise(splits, noise, noise_kind, seed)
     empty = torch.nonzero(splits.class_counts.cpu() == 0).flatten().tolist()
@@ -105,15 +134,15 @@ def load(
     return splits
 
 
-def undivided(splits: Splits) -> Splits:
-    """All images in `train`, if the test part was only split off by `load`.
-
-    For questions about the data themselves, which need no test part. A test part that
-    the user or the publisher made stays apart.
-    """
-    if not splits.provenance.get("split_here"):
+def _with_tail(splits: Splits, tail: _Tail, seed: int) -> Splits:
+    counts, n_max = tail["counts"], tail["n_max"]
+    if counts is not None and n_max is not None:
+        raise UserError("counts say the size of every class; leave n_max out")
+    if tail["imbalance"] is not None or counts is not None:
+        return bias.long_tail(splits, seed=seed, **tail)
+    if n_max is None:
         return splits
-    return replace(splits, train=splits.train.joined(splits.test))
+    return bias.long_tail(splits, counts=[n_max] * splits.num_classes, seed=seed)
 
 
 def _load_plain(

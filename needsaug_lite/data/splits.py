@@ -222,6 +222,17 @@ class Splits:
 PARTS = ("train", "val", "meta", "test")
 
 
+def undivided(splits: Splits) -> Splits:
+    """All images in `train`, if the test part was only split off by `load`.
+
+    For questions about the data themselves, which need no test part. A test part that
+    the user or the publisher made stays apart.
+    """
+    if not splits.provenance.get("split_here"):
+        return splits
+    return replace(splits, train=splits.train.joined(splits.test))
+
+
 def on_device(draws: Tensor, device: torch.device) -> Tensor:
     """Random numbers drawn on the CPU, moved without waiting for the device."""
     if device.type != "cuda":

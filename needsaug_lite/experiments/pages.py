@@ -15,6 +15,9 @@ import pandas as pd
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import comparisons
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
+from needsaug_lite.experiments.implicit_augmentation_table import (
+    implicit_augmentation_table,
+)
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
 from needsaug_lite.files import write_text
@@ -161,10 +164,13 @@ def write_pages(results: Path, out: Path) -> list[Path]:
     Times come from `measurements/`, which lies beside the folder of results.
     """
     records = load_records(results)
-    times = results.parent / "measurements/hypergradients.json"
+    measured = results.parent / "measurements"
     pages = {
         "results_tables.md": measured_tables(records),
-        "hypergradients.md": hypergradient_tables(times),
+        "hypergradients.md": hypergradient_tables(measured / "hypergradients.json"),
+        "implicit_augmentation.md": implicit_augmentation_table(
+            measured / "implicit_augmentation.json"
+        ),
     }
     for paper in TITLES:
         pages[f"paper_{paper}.md"] = paper_tables(paper, records)

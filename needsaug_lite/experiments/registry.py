@@ -70,6 +70,8 @@ METHODS: dict[str, Entry] = {
         f"{_BASELINES}.meta_weight_net:MetaWeightNet", "Meta-Weight-Net"
     ),
     "meta_iada": Entry("needsaug_lite.methods.meta_iada:MetaIADA", "Meta-IADA"),
+    "up_weighting": Entry(f"{_BASELINES}.group_robust:UpWeighting", "UW"),
+    "group_dro": Entry(f"{_BASELINES}.group_robust:GroupDRO", "GroupDRO"),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),

@@ -12,9 +12,11 @@ from needsaug_lite import data, metrics, models, training
 from needsaug_lite.data import Normalisation, Splits
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import records, registry
+from needsaug_lite.experiments.perturbations import perturbation_scores
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.files import digest
+from needsaug_lite.metrics import Predictions
 from needsaug_lite.models import Classifier
 
 # A confusion matrix of more classes than this would make a row large.
@@ -118,12 +120,15 @@ def run(
     )
     counts = ready.splits.class_counts
     part = getattr(ready.splits, spec.evaluate_on)
-    scores = metrics.evaluate(
-        ready.method.model, part, ready.normalisation, class_counts=counts
-    )
+    predictions = metrics.predict_all(ready.method.model, part, ready.normalisation)
+    scores = metrics.from_predictions(predictions, counts)
     if ready.splits.num_classes > CONFUSION_LIMIT:
         del scores["confusion"]
-    scores |= noise_scores(ready)
+    scores |= noise_scores(ready) | attribute_scores(spec, ready, predictions)
+    if isinstance(ready.method, training.Perturbing):
+        scores |= perturbation_scores(
+            ready.method.epsilon, ready.splits.train, ready.splits.num_classes
+        )
     record = Record(
         run_id=spec.run_id,
         method_version=spec.method_version,
@@ -165,6 +170,22 @@ def noise_scores(ready: Prepared) -> dict[str, Any]:
         score = metrics.sample_losses(ready.method.model, train, ready.normalisation)
     found = metrics.noise_average_precision(score.cpu(), wrong.cpu())
     return {"noise_average_precision": found}
+
+
+def attribute_scores(
+    spec: Spec, ready: Prepared, predictions: Predictions
+) -> dict[str, Any]:
+    """Scores under other distributions of attributes, if the data have attributes.
+
+    Returns:
+        See `metrics.generalised_long_tail_scores`; nothing for other data.
+    """
+    groups = ready.splits.train.groups
+    if spec.data.attribute_imbalance is None or groups is None:
+        return {}
+    return dict(
+        metrics.generalised_long_tail_scores(predictions, groups, spec.data.attributes)
+    )
 
 
 def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:

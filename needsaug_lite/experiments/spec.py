@@ -19,6 +19,8 @@ from pydantic import (
 )
 
 from needsaug_lite.augment import StandardAugmentation
+from needsaug_lite.data.attributes import ATTRIBUTES
+from needsaug_lite.data.groups import check_options
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import registry
 from needsaug_lite.training import Optimisation
@@ -41,9 +43,17 @@ class DataSpec(BaseModel):
     meta_per_class: NonNegativeInt = 0
     noise: Annotated[float, Field(ge=0, le=1)] = 0.0
     noise_kind: Literal["uniform", "flip", "flip2"] = "uniform"
+    colour: bool = False
+    attribute_imbalance: Annotated[float, Field(ge=1)] | None = None
+    attributes: Annotated[int, Field(ge=2)] = ATTRIBUTES
     image_size: Annotated[int, Field(ge=8)] | None = None
     channels: Literal[1, 3] | None = None
     skip_broken: bool = False
+
+    @model_validator(mode="after")
+    def _possible_together(self) -> Self:
+        check_options(self.model_dump())
+        return self
 
 
 class ModelSpec(BaseModel):
@@ -95,7 +105,8 @@ class Spec(BaseModel):
             )
         if self.profile == "reduced" and not self.deviations:
             raise ValueError("a reduced run must list its deviations from the paper")
-        if self.evaluate_on == "val" and self.data.val_per_class == 0:
+        brings_val = self.data.val_per_class > 0 or self.data.colour
+        if self.evaluate_on == "val" and not brings_val:
             raise ValueError("to evaluate on val, hold out data.val_per_class images")
         return self
 

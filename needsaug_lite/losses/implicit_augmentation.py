@@ -168,9 +168,9 @@ def _variance_table(
         square = covariance @ weight.square().T
     else:
         # Half of Σ and half of Σᵀ, for a symmetric gradient.
-        column = own[:, :, None]
-        product = torch.bmm(covariance, column) + torch.bmm(covariance.mT, column)
-        product = 0.5 * product.squeeze(2)
+        row = own[:, None, :]
+        product = torch.bmm(row, covariance) + torch.bmm(row, covariance.mT)
+        product = 0.5 * product.squeeze(1)
         # As matrix products, whose backward pass makes no other array of their size.
         outer = torch.bmm(weight[:, :, None], weight[:, None, :])
         square = covariance.flatten(1) @ outer.flatten(1).T

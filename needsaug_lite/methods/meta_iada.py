@@ -15,8 +15,8 @@ from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
 from needsaug_lite.methods.baselines.supervised import DEFERRED_START
 from needsaug_lite.methods.baselines.two_phase import (
+    ImplicitlyAugmented,
     Share,
-    TwoPhase,
     accuracy,
     head_of,
 )
@@ -30,7 +30,7 @@ NotNegative = Annotated[float, Ge(0)]
 _ADAM_EPS = 1e-15
 
 
-class MetaIADA(TwoPhase):
+class MetaIADA(ImplicitlyAugmented):
     """Implicit adversarial augmentation with learned strength (Zhou et al. 2024).
 
     Cross-entropy until `start`, then in each step, with Φ the network, Ω the
@@ -79,7 +79,7 @@ class MetaIADA(TwoPhase):
             hidden: width of the perturbation network.
             start: share of the epochs with cross-entropy; T_1 of the paper.
             diagonal: keep class variances only, C D numbers instead of C D².
-            common: see `TwoPhase`.
+            common: see `ImplicitlyAugmented`.
 
         Raises:
             UserError: if the head isn't linear or there are no meta images.
@@ -93,6 +93,10 @@ class MetaIADA(TwoPhase):
         )
         self.memory = SampleMemory(labels, splits.num_classes)
         self.epsilon = torch.zeros(labels.shape, device=labels.device)
+
+    def suspicion(self) -> Tensor:
+        """-ε of every training image: one that was made easier is suspect, (N,)."""
+        return -self.epsilon
 
     def begin_epoch(self, epoch: int) -> Mapping[str, float]:
         """Set the learning rate; take the class means of the epoch before."""

@@ -12,7 +12,7 @@ from needsaug_lite.errors import UserError
 class MetaImages:
     """Batches of `splits.meta` without end, the same ones for the same epoch.
 
-    They are shuffled, not augmented, and at most as large as the training batches.
+    They are shuffled and not augmented.
     """
 
     def __init__(

@@ -7,5 +7,6 @@ from needsaug_lite.training.loop import TrainingDivergedError as TrainingDiverge
 from needsaug_lite.training.loop import fit as fit
 from needsaug_lite.training.schedules import Optimisation as Optimisation
 from needsaug_lite.training.stages import Method as Method
+from needsaug_lite.training.stages import Perturbing as Perturbing
 from needsaug_lite.training.stages import Stage as Stage
 from needsaug_lite.training.stages import Suspicious as Suspicious

@@ -64,6 +64,15 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Perturbing(Protocol):
+    """A method that pushes the features of each training image."""
+
+    @property
+    def epsilon(self) -> Tensor:
+        """Strength of the push, above 0 for a harder image, shape (N,)."""
+
+
+@runtime_checkable
 class Suspicious(Protocol):
     """A method with an opinion of its own on which training labels are wrong."""
 

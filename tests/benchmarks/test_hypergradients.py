@@ -6,24 +6,18 @@ make bench BENCH='-k "not resnet32"'
 
 from __future__ import annotations
 
-import json
-import platform
 import warnings
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import hypergradient_peers, hypergradient_routes, measure
+from benchmarks import hypergradient_peers, hypergradient_routes, measure, record
 from benchmarks.hypergradient_problem import BATCH, EXACT, PROBLEMS, Problem
 from torch import Tensor
 
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
-from needsaug_lite.files import write_text
 
-TARGET = Path(__file__).parents[2] / "book/measurements/hypergradients.json"
+TARGET = record.MEASUREMENTS / "hypergradients.json"
 # Of ResNet-32 a plain step is about twenty-five times dearer.
 ROUNDS = {"mlp": 60, "resnet32": 9}
 Name = tuple[str, str]
@@ -93,45 +87,6 @@ def measured(problem: Problem) -> list[dict[str, Any]]:
     return rows
 
 
-def provenance(network: str) -> dict[str, Any]:
-    versions = {"torch": torch.__version__}
-    for who, package in hypergradient_peers.PACKAGES.items():
-        try:
-            versions[who] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
-        "python": platform.python_version(),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "batch": BATCH[network],
-        "rounds": ROUNDS[network],
-    }
-
-
-def processor() -> str:
-    """The CPU's name; on Linux platform.processor() knows only its architecture."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def record(network: str, rows: list[dict[str, Any]], target: Path) -> None:
-    """Put the rows of one network in place of its earlier ones."""
-    old = (
-        json.loads(target.read_text()) if target.exists() else {"runs": {}, "rows": []}
-    )
-    kept = [row for row in old["rows"] if row["network"] != network]
-    runs = {**old["runs"], network: provenance(network)}
-    text = json.dumps({"runs": runs, "rows": kept + rows}, indent=1, ensure_ascii=False)
-    write_text(target, text + "\n")
-
-
 @pytest.mark.parametrize("network", PROBLEMS)
 def test_hypergradients_beside_peers(
     network: str, capsys: pytest.CaptureFixture[str]
@@ -140,7 +95,10 @@ def test_hypergradients_beside_peers(
         # Peers call what torch has deprecated.
         warnings.simplefilter("ignore")
         rows = measured(PROBLEMS[network]())
-    record(network, rows, TARGET)
+    run = record.provenance(
+        hypergradient_peers.PACKAGES, ROUNDS[network], batch=BATCH[network]
+    )
+    record.record(TARGET, "network", network, rows, run)
     with capsys.disabled():
         print("\n" + hypergradient_tables(TARGET, networks=[network]))
     # Times are never asserted. What is ours must be what its formula says, up to what

@@ -38,9 +38,14 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     return results, run(Spec.checked(SMALL), results=results)
 
 
+NEED_GROUPS = {"up_weighting", "group_dro"}
+
+
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_every_method_runs(method: str) -> None:
     images = {**SMALL["data"], "meta_per_class": 2}
+    if method in NEED_GROUPS:
+        images |= {"attribute_imbalance": 3, "attributes": 2}
     record = run(Spec.checked({**SMALL, "data": images, "method": method}))
     assert record.history[0]["loss"] > 0
     assert 0 <= record.metrics["balanced_accuracy"] <= 1
@@ -179,7 +184,12 @@ def noisy(method: str) -> Spec:
 
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_no_method_is_given_the_true_labels(method: str) -> None:
-    ready = runner.prepare(noisy(method))
+    spec = noisy(method)
+    options = spec.data.model_dump(exclude={"name"})
+    splits = data.load("digits", seed=spec.seed, **options)
+    # No noisy data of ours have groups; those of a user may.
+    train = replace(splits.train, groups=torch.arange(len(splits.train)) % 3)
+    ready = runner.prepare_with(replace(splits, train=train), spec)
     assert ready.splits.train.mislabelled is not None
     held = vars(ready.method).values()
     parts = [value.examples for value in held if isinstance(value, data.Batches)]
@@ -236,3 +246,45 @@ def test_a_method_with_an_opinion_is_ranked_by_it() -> None:
     assert equal == pytest.approx(share)  # all weights are one half before training
     ready.method.weight_logits.copy_(-wrong.float())
     assert runner.noise_scores(ready)["noise_average_precision"] == 1
+
+
+# --- groups -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_a_row_of_coloured_digits_has_four_groups(part: str) -> None:
+    values = {**SMALL, "data": {"colour": True, "meta_per_class": 2}}
+    record = run(Spec.checked({**values, "method": "group_dro", "evaluate_on": part}))
+    scores = record.metrics
+    rates = scores["per_group"]
+    assert len(rates) == 4
+    assert scores["worst_group_accuracy"] == min(rates)
+    assert sum(scores["group_support"]) == {"test": 599, "val": 296}[part]
+    assert len(record.class_counts) == 2
+    assert "clt_accuracy" not in scores
+
+
+def test_a_row_of_attributes_has_weighted_scores() -> None:
+    images = {"attribute_imbalance": 5, "attributes": 3, "imbalance": 4}
+    spec = Spec.checked({**SMALL, "data": images})
+    ready = runner.prepare(spec)
+    record = run(spec, prepared=ready)
+    found = metrics.predict_all(ready.model, ready.splits.test, ready.normalisation)
+    groups = ready.splits.train.groups
+    assert groups is not None
+    expected = metrics.generalised_long_tail_scores(found, groups, 3)
+    assert set(expected) == {
+        "clt_accuracy",
+        "clt_precision",
+        "glt_accuracy",
+        "glt_precision",
+    }
+    assert expected.items() <= record.metrics.items()
+    assert len(record.metrics["per_group"]) == 30
+    assert run(spec).metrics == record.metrics
+
+
+def test_data_without_groups_have_no_scores_of_groups(
+    row: tuple[Path, Record],
+) -> None:
+    assert not {"per_group", "glt_accuracy"} & row[1].metrics.keys()

@@ -34,6 +34,10 @@ def test_every_value_that_matters_changes_the_hash() -> None:
         spec(experiment="other"),
         spec(profile="smoke"),
         spec(data={"val_per_class": 5}, evaluate_on="val"),
+        spec(data={"colour": True}),
+        spec(data={"colour": True}, evaluate_on="val"),
+        spec(data={"attribute_imbalance": 10}),
+        spec(data={"attribute_imbalance": 10, "attributes": 3}),
     ]
     names = {run.run_id for run in [base, *others]}
     assert len(names) == len(others) + 1
@@ -79,7 +83,13 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"epochs": 0}, "greater than 0"),
         ({"epochs": 1.5}, "valid integer"),
         ({"data": {"imbalance": 0.5}}, "greater than or equal to 1"),
-        ({"data": {"colour": 1}}, "data.colour: unknown name"),
+        ({"data": {"colours": 1}}, "data.colours: unknown name"),
+        ({"data": {"colour": True, "imbalance": 9}}, "leave out imbalance"),
+        ({"data": {"colour": True, "meta_per_class": 3}}, "multiple of 2"),
+        ({"data": {"attribute_imbalance": 0.9}}, "greater than or equal to 1"),
+        ({"data": {"attribute_imbalance": 9, "noise": 0.1}}, "leave out noise"),
+        ({"data": {"attribute_imbalance": 9, "val_per_class": 15}}, "multiple of 6"),
+        ({"data": {"attributes": 4}}, "no effect"),
         ({"optimisation": {"lr": -0.1}}, "optimisation.lr: .*greater than 0"),
         ({"optimisation": {"learning_rate": 1}}, "unknown name"),
         ({"optimisation": {"batch_size": 0}}, "greater than 0"),

@@ -187,8 +187,8 @@ def test_meta_images_repeat_with_the_epoch_only() -> None:
     method = make()
 
     def labels(epoch: int) -> list[int]:
-        clean = method._clean_batches(epoch)
-        return torch.cat([next(clean).index for _ in range(4)]).tolist()
+        method.clean.begin_epoch(epoch)
+        return torch.cat([next(method.clean).index for _ in range(4)]).tolist()
 
     assert labels(1) == labels(1)
     assert labels(1) != labels(2)

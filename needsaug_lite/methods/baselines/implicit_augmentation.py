@@ -13,8 +13,8 @@ from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
 from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
 from needsaug_lite.methods.baselines.two_phase import (
+    ImplicitlyAugmented,
     Share,
-    TwoPhase,
     accuracy,
     head_of,
     linear_head,
@@ -30,7 +30,7 @@ class ISDA(Supervised):
     """Implicit semantic data augmentation (Wang et al. 2019).
 
     The loss is `losses.iada` without perturbation and prior. Its strength grows with
-    training, alpha * t / T in step t of T, because early covariances tell little; they
+    training, alpha * t / T in epoch t of T, because early covariances tell little; they
     are collected from the first step on.
     """
 
@@ -75,10 +75,10 @@ class ISDA(Supervised):
             alpha=self.strength,
             beta=0.0,
         )
+        right = accuracy(self.linear(features.detach()), batch.labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        right = accuracy(self.linear(features.detach()), batch.labels)
         return {"loss": loss.detach(), "accuracy": right}
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class ISDA(Supervised):
         self.moments.load_state_dict(state["moments"])
 
 
-class MetaCovariance(TwoPhase):
+class MetaCovariance(ImplicitlyAugmented):
     """ISDA whose covariances take a step on balanced meta images (as in MetaSAug).
 
     Cross-entropy until `start`; then, in each step, with Σ the running covariances:
@@ -171,8 +171,8 @@ class MetaCovariance(TwoPhase):
         sigma = nearest_positive_semidefinite(moved)
         own = dict(self.model.named_parameters())
         loss = self.loss_with(features, batch.labels, own, sigma)
-        self.descend(loss)
         right = accuracy(self.linear(features.detach()), batch.labels)
+        self.descend(loss)
         return {
             "loss": loss.detach(),
             "accuracy": right,

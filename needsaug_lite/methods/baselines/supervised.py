@@ -22,8 +22,8 @@ DEFERRED_START = 0.8
 class Supervised:
     """Train a classifier on one loss; a subclass says which.
 
-    A subclass overrides `loss`, and where its recipe changes over time,
-    `begin_epoch`.
+    A subclass overrides `loss`, or `batch_loss` if it looks at groups or positions,
+    and where its recipe changes over time, `begin_epoch`.
     """
 
     version = 1
@@ -71,6 +71,10 @@ class Supervised:
         """The loss of a batch, a scalar in nats."""
         return losses.cross_entropy(logits, labels)
 
+    def batch_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """What a step minimises, a scalar in nats: the loss of the batch's labels."""
+        return self.loss(logits, batch.labels)
+
     def stages(self, epochs: int) -> Sequence[Stage]:
         """One stage."""
         self.epochs = epochs
@@ -87,7 +91,7 @@ class Supervised:
         """One update of the weights."""
         self.model.train()
         logits = self.model(batch.images)
-        loss = self.loss(logits, batch.labels)
+        loss = self.batch_loss(logits, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

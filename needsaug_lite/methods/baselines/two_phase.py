@@ -22,11 +22,11 @@ Share = Annotated[float, Ge(0), Le(1)]
 
 
 class TwoPhase(Supervised):
-    """The frame of the methods that learn an implicit augmentation on meta images.
+    """The frame of the methods that learn something on meta images.
 
     Until `start` (a share of the epochs) the loss is cross-entropy; then a subclass's
-    `late_step` is in force, which finds the running class covariances in `moments` and
-    the meta images in `meta`. Data, schedule and optimiser go on as they were.
+    `late_step` is in force, which finds the meta images in `meta`. Data, schedule and
+    optimiser go on as they were.
     """
 
     def __init__(
@@ -35,26 +35,24 @@ class TwoPhase(Supervised):
         splits: Splits,
         *,
         start: Share = DEFERRED_START,
-        diagonal: bool = False,
         optimisation: Optimisation | None = None,
         normalisation: Normalisation | None = None,
         seed: int = 0,
         **common: Any,
     ) -> None:
-        """Prepare the data, the moments and the optimiser.
+        """Prepare the data and the optimiser.
 
         Args:
-            model: trained in place, on the device of `splits`; its head is linear.
+            model: trained in place, on the device of `splits`.
             splits: `train` is learned from, `meta` is balanced and clean.
-            start: share of the epochs with cross-entropy; T_1 of meta_iada.
-            diagonal: keep class variances only, C D numbers instead of C D².
+            start: share of the epochs with cross-entropy.
             optimisation: settings of SGD and its schedule, for the network.
             normalisation: default: moments of the training images.
             seed: order of the images and augmentation.
             common: see `Supervised`.
 
         Raises:
-            UserError: if the head isn't linear or there are no meta images.
+            UserError: if there are no meta images.
         """
         settings = optimisation or Optimisation()
         normal = normalisation or Normalisation.of(splits)
@@ -67,9 +65,7 @@ class TwoPhase(Supervised):
             **common,
         )
         name = type(self).__name__
-        self.linear = linear_head(model, name)
         self.start = start
-        self.class_prior = splits.class_prior
         self.meta = MetaImages(
             splits,
             settings.batch_size,
@@ -77,12 +73,6 @@ class TwoPhase(Supervised):
             seed=seed,
             steps=len(self.batches),
             purpose=f"{name} learns from a balanced, clean set of meta images",
-        )
-        self.moments = ClassCovariance(
-            splits.num_classes,
-            model.feature_dim,
-            diagonal=diagonal,
-            device=splits.train.labels.device,
         )
 
     def stages(self, epochs: int) -> Sequence[Stage]:
@@ -127,6 +117,47 @@ class TwoPhase(Supervised):
         lr: float = self.optimiser.param_groups[0]["lr"]
         return lr
 
+    def meta_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Mean cross-entropy of a batch of meta images under other parameters."""
+        logits = functional_call(self.model, dict(params), (batch.images,))
+        return nn.functional.cross_entropy(logits, batch.labels)
+
+
+class ImplicitlyAugmented(TwoPhase):
+    """A method of two phases whose second loss uses the covariance of every class.
+
+    `moments` are the running class moments; they are collected in the second phase.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        diagonal: bool = False,
+        **common: Any,
+    ) -> None:
+        """Prepare the moments.
+
+        Args:
+            model: its head is linear.
+            splits: see `TwoPhase`.
+            diagonal: keep class variances only, C D numbers instead of C D².
+            common: see `TwoPhase`.
+
+        Raises:
+            UserError: if the head isn't linear or there are no meta images.
+        """
+        super().__init__(model, splits, **common)
+        self.linear = linear_head(model, type(self).__name__)
+        self.class_prior = splits.class_prior
+        self.moments = ClassCovariance(
+            splits.num_classes,
+            model.feature_dim,
+            diagonal=diagonal,
+            device=splits.train.labels.device,
+        )
+
     def features_with(self, params: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Features (B, D) under other parameters than the model's own."""
         prefix = "backbone."
@@ -137,11 +168,6 @@ class TwoPhase(Supervised):
         }
         found: Tensor = functional_call(self.model.backbone, chosen, (images,))
         return found
-
-    def meta_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Mean cross-entropy of a batch of meta images under other parameters."""
-        logits = functional_call(self.model, dict(params), (batch.images,))
-        return nn.functional.cross_entropy(logits, batch.labels)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser and class moments."""
