@@ -68,6 +68,7 @@ def iada(
 
     Source: meta_iada Eq. 6; a mean over samples where the paper prints a sum.
     """
+    _require_prior(class_prior, head_weight)
     logits = _augmented_logits(
         features, labels, head_weight, head_bias, covariance, epsilon, alpha
     )
@@ -106,6 +107,7 @@ def iada_weighted(
 
     Source: meta_iada Eq. 5 with the normaliser 1/(N C) that Eq. 2 drops.
     """
+    _require_prior(class_prior, head_weight)
     logits = _augmented_logits(
         features, labels, head_weight, head_bias, covariance, epsilon, alpha
     )
@@ -121,8 +123,8 @@ def half_variance(labels: Tensor, head_weight: Tensor, covariance: Tensor) -> Te
 
     ρ_ij = ½ (w_j - w_y)ᵀ Σ_y (w_j - w_y),   ρ_iy = 0
 
-    It depends on a sample through its label alone, so that it is a table of one row
-    per distinct label: w_jᵀΣw_j - 2 w_jᵀΣw_y + w_yᵀΣw_y, three matrix products.
+    It depends on a sample through its label alone: the two products with Σ in
+    ½ w_jᵀΣw_j - w_jᵀΣw_y + ½ w_yᵀΣw_y are made once per distinct label.
 
     Args:
         labels: y, int64, shape (N,).
@@ -131,7 +133,8 @@ def half_variance(labels: Tensor, head_weight: Tensor, covariance: Tensor) -> Te
             a full Σ is ½ (w_j - w_y)(w_j - w_y)ᵀ, symmetric.
 
     Returns:
-        ρ for α = 1, shape (N, C); not negative if every Σ is positive semi-definite.
+        ρ for α = 1, shape (N, C); not negative, but for rounding, if every Σ is
+        positive semi-definite.
 
     Raises:
         ValueError: if shapes don't fit.
@@ -141,43 +144,46 @@ def half_variance(labels: Tensor, head_weight: Tensor, covariance: Tensor) -> Te
 
     Source: meta_iada Eq. 5.
     """
-    shapes = (head_weight.shape, (*head_weight.shape, head_weight.shape[1]))
+    weight = _centred(head_weight)
+    product, square = _moments(labels, weight, covariance)
+    constant = (0.5 * product * weight[labels]).sum(1, keepdim=True)
+    rho = square + constant - product @ weight.T
+    # Zero for the label itself, whatever rounding left of the three terms.
+    return rho.masked_fill(one_hot(labels, len(weight)).bool(), 0.0)
+
+
+def _centred(head_weight: Tensor) -> Tensor:
+    """W less its mean row: ρ and softmax see differences, which then keep digits."""
+    return head_weight - head_weight.mean(0)
+
+
+def _moments(
+    labels: Tensor, weight: Tensor, covariance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ_y w_y, shape (N, D), and ½ w_jᵀ Σ_y w_j, shape (N, C), label by label."""
+    shapes = (weight.shape, (*weight.shape, weight.shape[1]))
     if tuple(covariance.shape) not in shapes:
         raise ValueError(
             f"covariance has shape {tuple(covariance.shape)}; for a head of shape "
-            f"{tuple(head_weight.shape)} it must be {tuple(shapes[1])} or, if only "
+            f"{tuple(weight.shape)} it must be {tuple(shapes[1])} or, if only "
             f"the diagonal is kept, {tuple(shapes[0])}"
         )
-    # ρ sees differences alone; around their mean the products lose fewer digits.
-    weight = head_weight - head_weight.mean(0)
-    if len(weight) <= len(labels):
-        every = torch.arange(len(weight), device=labels.device)
-        return _variance_table(every, weight, weight, covariance)[labels]
-    distinct, row = labels.unique(return_inverse=True)
-    return _variance_table(distinct, weight[distinct], weight, covariance[distinct])[
-        row
-    ]
-
-
-def _variance_table(
-    label: Tensor, own: Tensor, weight: Tensor, covariance: Tensor
-) -> Tensor:
-    """ρ of U labels with their weights (U, D) and their Σ, shape (U, C)."""
+    own, row = weight, labels
+    if len(weight) > len(labels):
+        distinct, row = labels.unique(return_inverse=True)
+        own, covariance = weight[distinct], covariance[distinct]
     if covariance.ndim == 2:
         product = covariance * own
         square = covariance @ weight.square().T
     else:
         # Half of Σ and half of Σᵀ, for a symmetric gradient.
-        row = own[:, None, :]
-        product = torch.bmm(row, covariance) + torch.bmm(row, covariance.mT)
+        line = own[:, None, :]
+        product = torch.bmm(line, covariance) + torch.bmm(line, covariance.mT)
         product = 0.5 * product.squeeze(1)
         # As matrix products, whose backward pass makes no other array of their size.
         outer = torch.bmm(weight[:, :, None], weight[:, None, :])
         square = covariance.flatten(1) @ outer.flatten(1).T
-    constant = (product * own).sum(1, keepdim=True)
-    table = 0.5 * (square + constant) - product @ weight.T
-    # Zero for the label itself, whatever rounding left of the three terms.
-    return table.masked_fill(one_hot(label, len(weight)).bool(), 0.0)
+    return product[row], 0.5 * square[row]
 
 
 @torch.no_grad()
@@ -233,6 +239,7 @@ def first_order_terms(
 
     Source: meta_iada Table 1, which leaves out α and β.
     """
+    _require_prior(class_prior, head_weight)
     shift = _shift(features, labels, head_weight, head_bias, epsilon)
     probability = linear(features, head_weight, head_bias).softmax(1)
     gap = shift @ head_weight.T
@@ -255,10 +262,17 @@ def _augmented_logits(
     epsilon: Tensor,
     alpha: float,
 ) -> Tensor:
-    """W(h + δ) + b + α ρ, the Z of meta_iada Eq. 5, shape (N, C)."""
+    """The Z of meta_iada Eq. 5 less a number per sample, shape (N, C).
+
+    Softmax does not see what all logits of a sample have in common. Without
+    ½ w_yᵀ Σ_y w_y and the mean of W, h + δ and Σ_y w_y share one matrix product:
+
+        Z_j = w_jᵀ(h + δ - α Σ_y w_y) + b_j + α/2 w_jᵀ Σ_y w_j
+    """
     moved = features + _shift(features, labels, weight, bias, epsilon)
-    rho = half_variance(labels, weight, covariance)
-    return linear(moved, weight, bias) + alpha * rho
+    centred = _centred(weight)
+    product, square = _moments(labels, centred, covariance)
+    return linear(moved - alpha * product, centred, bias) + alpha * square
 
 
 def _shift(
@@ -276,3 +290,11 @@ def _shift(
         )
     direction = perturbation_direction(features, labels, weight, bias)
     return epsilon[:, None] * direction
+
+
+def _require_prior(class_prior: Tensor, head_weight: Tensor) -> None:
+    if class_prior.shape != head_weight.shape[:1]:
+        raise ValueError(
+            f"class_prior has shape {tuple(class_prior.shape)}; give one share for "
+            f"each of the {len(head_weight)} classes"
+        )

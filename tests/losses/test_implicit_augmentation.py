@@ -536,3 +536,16 @@ def test_a_covariance_of_another_shape_is_refused(
     wrong = problem._replace(covariance=torch.ones(shape, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"must be \(7, 5, 5\).*diagonal.*\(7, 5\)"):
         call(*wrong)
+
+
+@pytest.mark.parametrize("size", [1, 6, 8])
+@pytest.mark.parametrize(
+    "call", [losses.iada, losses.iada_weighted, losses.first_order_terms]
+)
+def test_a_prior_of_another_length_is_refused(
+    call: Callable[..., Any], size: int
+) -> None:
+    problem = literal.draw(30, 7, 5, full=True)
+    prior = torch.full((size,), 1 / size, dtype=torch.float64)
+    with pytest.raises(ValueError, match="each of the 7 classes"):
+        call(*problem._replace(class_prior=prior))
