@@ -1,5 +1,7 @@
 """The methods of the five papers and their baselines, one file each.
 
-Import a method from its own file; `needsaug_lite.experiments.registry` finds them
-by name.
+A baseline is imported from its own file; `needsaug_lite.experiments.registry` finds all
+of them by name.
 """
+
+from needsaug_lite.methods.meta_iada import MetaIADA as MetaIADA
