@@ -28,6 +28,22 @@ METRICS = {
     "few": "few-shot classes",
     "ece": "ECE",
 }
+GROUP_METRICS = {
+    "top1": "average accuracy",
+    "worst_group_accuracy": "worst group",
+    "average_group_accuracy": "mean over groups",
+}
+ATTRIBUTE_METRICS = {
+    "clt_accuracy": "CLT accuracy",
+    "clt_precision": "CLT precision",
+    "glt_accuracy": "GLT accuracy",
+    "glt_precision": "GLT precision",
+}
+NOISE_METRICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "ece": "ECE",
+    "noise_average_precision": "wrong labels found (average precision)",
+}
 TITLES = {
     "needs_aware": "Needs-aware generation",
     "mgr": "Meta generative regularisation",
@@ -47,6 +63,9 @@ PAPER_NAMES = {
     "ldam_drw": {"LDAM-DRW"},
     "logit_adjustment": {"LA", "LA loss (τ = 1)", "Logit Adj."},
     "class_dependent_temperature": {"CDT loss"},
+    "isda": {"ISDA"},
+    "meta_weight_net": {"Meta-Weight-Net"},
+    "meta_iada": {"Meta-IADA"},
 }
 _SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
 _PERCENT: dict[str, Callable[[Record], float]] = {
@@ -88,7 +107,18 @@ def _settings(rows: Sequence[Record]) -> str:
 
 def _measured(rows: Sequence[Record]) -> str:
     """Mean ± interval per method and setting."""
-    return markdown(comparisons.summary(rows, tuple(METRICS)).rename(columns=METRICS))
+    names = _metrics_of(rows)
+    return markdown(comparisons.summary(rows, tuple(names)).rename(columns=names))
+
+
+def _metrics_of(rows: Sequence[Record]) -> dict[str, str]:
+    """What tells most about data with the bias of these rows: metric and its name."""
+    data = [row.spec.data for row in rows]
+    if any(part.colour for part in data):
+        return GROUP_METRICS
+    if any(part.attribute_imbalance is not None for part in data):
+        return ATTRIBUTE_METRICS
+    return NOISE_METRICS if any(part.noise for part in data) else METRICS
 
 
 def paper_tables(paper: str, records: Sequence[Record]) -> str:
