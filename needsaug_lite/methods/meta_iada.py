@@ -18,7 +18,6 @@ from needsaug_lite.methods.baselines.two_phase import (
     ImplicitlyAugmented,
     Share,
     accuracy,
-    head_of,
 )
 from needsaug_lite.models import Classifier, PerturbationNetwork
 from needsaug_lite.statistics import SampleMemory
@@ -84,8 +83,16 @@ class MetaIADA(ImplicitlyAugmented):
         Raises:
             UserError: if the head isn't linear or there are no meta images.
         """
-        super().__init__(model, splits, start=start, diagonal=diagonal, **common)
-        self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
+        super().__init__(
+            model,
+            splits,
+            alpha=alpha,
+            beta=beta,
+            covariance_lr=covariance_lr,
+            start=start,
+            diagonal=diagonal,
+            **common,
+        )
         labels = splits.train.labels
         self.network = PerturbationNetwork(hidden=hidden).to(labels.device)
         self.outer_optimiser = torch.optim.Adam(
@@ -125,28 +132,6 @@ class MetaIADA(ImplicitlyAugmented):
             self.memory,
         )
         return statistics.standardised(found)
-
-    def loss_with(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        params: Mapping[str, Tensor],
-        sigma: Tensor,
-        epsilon: Tensor,
-    ) -> Tensor:
-        """L of a batch under given head weights, covariances and ε (Eq. 6)."""
-        weight, bias = head_of(params)
-        return losses.iada(
-            features,
-            labels,
-            weight,
-            bias,
-            sigma,
-            epsilon,
-            self.class_prior,
-            alpha=self.alpha,
-            beta=self.beta,
-        )
 
     def hypergradient(
         self, batch: Batch, clean: Batch, characteristics: Tensor
@@ -196,8 +181,7 @@ class MetaIADA(ImplicitlyAugmented):
             parameter.grad = estimate[name]
         self.outer_optimiser.step()
         # Line 14: the covariances of this step.
-        moved = self.moments.covariance - self.covariance_lr * estimate["covariance"]
-        sigma = statistics.nearest_positive_semidefinite(moved)
+        sigma = self.moved_covariance(estimate["covariance"])
         # Line 15: the network, with both.
         with torch.no_grad():
             epsilon = self.network(found)

@@ -113,7 +113,7 @@ def test_closed_form_is_the_derivative_of_the_method(taught: Any) -> None:
         shape = method.weight_logits.shape
         method.weight_logits.copy_(torch.randn(shape, generator=source))
     batch = next(iter(method.batches.epoch(0)))
-    clean = next(method.clean)
+    clean = next(method.meta)
     expected = taught.cleaning_gradient(
         head.weight.detach(),
         method.weight_logits[batch.index],

@@ -50,7 +50,7 @@ def make_linear(weight_decay: float, momentum: float = 0.9) -> HyperCleaning:
 def batches_of(method: HyperCleaning) -> tuple[Batch, Batch]:
     """A training batch and a meta batch, in the model's precision."""
     like = next(method.model.parameters()).dtype
-    pair = next(method.batches.epoch(0)), next(method.clean.batches.epoch(0))
+    pair = next(method.batches.epoch(0)), next(method.meta.batches.epoch(0))
     first, second = (replace(b, images=b.images.to(like)) for b in pair)
     return first, second
 
@@ -87,8 +87,8 @@ def test_the_virtual_step_is_the_real_one_without_momentum() -> None:
     method.outer_optimiser = torch.optim.SGD([method.weight_logits], lr=1e-30)
     batch, clean = batches_of(method)
     virtual = method.hypergradient(batch, clean).params
-    method.clean = iter([clean])
-    method.step(batch)
+    method.meta = iter([clean])
+    method.late_step(batch)
     for name, value in method.model.named_parameters():
         torch.testing.assert_close(value.detach(), virtual[name])
 
@@ -110,7 +110,7 @@ def test_a_look_ahead_changes_neither_network_nor_buffers() -> None:
 def test_batch_norm_sees_training_images_only_once_a_step() -> None:
     method = make()
     method.begin_epoch(0)
-    method.step(next(method.batches.epoch(0)))
+    method.late_step(next(method.batches.epoch(0)))
     counters = [
         int(value)
         for name, value in method.model.state_dict().items()
@@ -123,7 +123,7 @@ def test_only_the_images_of_the_batch_move_in_the_first_step() -> None:
     method = make()
     method.begin_epoch(0)
     batch = next(method.batches.epoch(0))
-    method.step(batch)
+    method.late_step(batch)
     moved = method.weight_logits.nonzero().flatten()
     assert set(moved.tolist()) == set(batch.index.tolist())
 
@@ -187,8 +187,8 @@ def test_meta_images_repeat_with_the_epoch_only() -> None:
     method = make()
 
     def labels(epoch: int) -> list[int]:
-        method.clean.begin_epoch(epoch)
-        return torch.cat([next(method.clean).index for _ in range(4)]).tolist()
+        method.meta.begin_epoch(epoch)
+        return torch.cat([next(method.meta).index for _ in range(4)]).tolist()
 
     assert labels(1) == labels(1)
     assert labels(1) != labels(2)

@@ -12,15 +12,13 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from needsaug_lite import hypergrad
-from needsaug_lite.data import Batch, Normalisation, Splits
+from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.supervised import Supervised
-from needsaug_lite.methods.meta_images import MetaImages
+from needsaug_lite.methods.baselines.two_phase import TwoPhase, accuracy
 from needsaug_lite.models import Classifier
-from needsaug_lite.training import Optimisation
 
 
-class HyperCleaning(Supervised):
+class HyperCleaning(TwoPhase):
     """Weighted cross-entropy whose weights are learned on clean images.
 
     Inner loss of a batch of B images, θ the weights of the network:
@@ -53,9 +51,6 @@ class HyperCleaning(Supervised):
         splits: Splits,
         *,
         outer_lr: Annotated[float, Gt(0)] = 0.1,
-        optimisation: Optimisation | None = None,
-        normalisation: Normalisation | None = None,
-        seed: int = 0,
         **common: Any,
     ) -> None:
         """Start with equal weights of one half.
@@ -64,32 +59,12 @@ class HyperCleaning(Supervised):
             model: trained in place, on the device of `splits`.
             splits: `train` is learned from, `meta` holds the clean images.
             outer_lr: rate of Adam for the h.
-            optimisation: settings of SGD and its schedule, for the network.
-            normalisation: default: moments of the training images.
-            seed: order of the images and augmentation.
-            common: see `Supervised`.
+            common: see `TwoPhase`; there is no first phase with cross-entropy.
 
         Raises:
             UserError: if there are no meta images.
         """
-        settings = optimisation or Optimisation()
-        normal = normalisation or Normalisation.of(splits)
-        super().__init__(
-            model,
-            splits,
-            optimisation=settings,
-            normalisation=normal,
-            seed=seed,
-            **common,
-        )
-        self.clean = MetaImages(
-            splits,
-            settings.batch_size,
-            normal,
-            seed=seed,
-            steps=len(self.batches),
-            purpose="hyper-cleaning learns its weights on clean images",
-        )
+        super().__init__(model, splits, start=0.0, **common)
         device = splits.train.labels.device
         self.weight_logits = torch.zeros(len(splits.train), device=device)
         self.outer_optimiser = torch.optim.Adam([self.weight_logits], lr=outer_lr)
@@ -97,11 +72,6 @@ class HyperCleaning(Supervised):
     def suspicion(self) -> Tensor:
         """1 - σ(h_i) of every training image, in [0, 1], shape (N,)."""
         return torch.sigmoid(-self.weight_logits)
-
-    def begin_epoch(self, epoch: int) -> Mapping[str, float]:
-        """Set the learning rate, and start the meta images of the epoch."""
-        self.clean.begin_epoch(epoch)
-        return super().begin_epoch(epoch)
 
     def hypergradient(self, batch: Batch, clean: Batch) -> Hypergradient:
         """Derivative of the outer loss by the h of this batch.
@@ -114,35 +84,31 @@ class HyperCleaning(Supervised):
             "weight_logits" of shape (B,), through one step of the network at the rate
             of its optimiser; the network stays as it is.
         """
-        rate: float = self.optimiser.param_groups[0]["lr"]
         decay: float = self.optimiser.param_groups[0]["weight_decay"]
 
         def inner_loss(params: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> Tensor:
             weights = h["weight_logits"].sigmoid()
             squares = torch.stack([p.square().sum() for p in params.values()]).sum()
-            loss = _weighted(self._logits(params, batch), batch, weights)
+            logits = functional_call(self.model, dict(params), (batch.images,))
+            loss = _weighted(logits, batch, weights)
             return loss + 0.5 * decay * squares
 
         def outer_loss(params: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> Tensor:
-            return functional.cross_entropy(self._logits(params, clean), clean.labels)
+            return self.meta_loss(params, clean)
 
         return hypergrad.unrolled(
             inner_loss,
             outer_loss,
             dict(self.model.named_parameters()),
             {"weight_logits": self.weight_logits[batch.index]},
-            lr=rate,
+            lr=self.rate,
         )
 
-    def _logits(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        logits: Tensor = functional_call(self.model, dict(params), (batch.images,))
-        return logits
-
-    def step(self, batch: Batch) -> Mapping[str, Tensor]:
+    def late_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """One update of the h of this batch, then one of the network."""
         self.model.train()
         # Step 1: the hypergradient moves the h.
-        estimate = self.hypergradient(batch, next(self.clean))
+        estimate = self.hypergradient(batch, next(self.meta))
         gradient = torch.zeros_like(self.weight_logits)
         gradient[batch.index] = estimate["weight_logits"]
         self.weight_logits.grad = gradient
@@ -151,13 +117,10 @@ class HyperCleaning(Supervised):
         weights = self.weight_logits[batch.index].sigmoid()
         logits = self.model(batch.images)
         loss = _weighted(logits, batch, weights)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
+        self.descend(loss)
         return {
             "loss": loss.detach(),
-            "accuracy": accuracy,
+            "accuracy": accuracy(logits, batch.labels),
             "outer_loss": estimate.outer_loss,
             "weight": weights.mean(),
         }

@@ -16,12 +16,11 @@ from needsaug_lite.methods.baselines.two_phase import (
     ImplicitlyAugmented,
     Share,
     accuracy,
-    head_of,
     linear_head,
     zeros_for,
 )
 from needsaug_lite.models import Classifier
-from needsaug_lite.statistics import ClassCovariance, nearest_positive_semidefinite
+from needsaug_lite.statistics import ClassCovariance
 
 NotNegative = Annotated[float, Ge(0)]
 
@@ -118,29 +117,15 @@ class MetaCovariance(ImplicitlyAugmented):
         diagonal: bool = False,
         **common: Any,
     ) -> None:
-        super().__init__(model, splits, start=start, diagonal=diagonal, **common)
-        self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
-
-    def loss_with(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        params: Mapping[str, Tensor],
-        sigma: Tensor,
-    ) -> Tensor:
-        """L of a batch under given head weights and covariances."""
-        weight, bias = head_of(params)
-        epsilon = zeros_for(labels, features)
-        return losses.iada(
-            features,
-            labels,
-            weight,
-            bias,
-            sigma,
-            epsilon,
-            self.class_prior,
-            alpha=self.alpha,
-            beta=self.beta,
+        super().__init__(
+            model,
+            splits,
+            alpha=alpha,
+            beta=beta,
+            covariance_lr=covariance_lr,
+            start=start,
+            diagonal=diagonal,
+            **common,
         )
 
     def hypergradient(self, batch: Batch, clean: Batch) -> Hypergradient:
@@ -167,8 +152,7 @@ class MetaCovariance(ImplicitlyAugmented):
         features = self.model.features(batch.images)
         self.moments.update(features, batch.labels)
         estimate = self.hypergradient(batch, next(self.meta))
-        moved = self.moments.covariance - self.covariance_lr * estimate["covariance"]
-        sigma = nearest_positive_semidefinite(moved)
+        sigma = self.moved_covariance(estimate["covariance"])
         own = dict(self.model.named_parameters())
         loss = self.loss_with(features, batch.labels, own, sigma)
         right = accuracy(self.linear(features.detach()), batch.labels)

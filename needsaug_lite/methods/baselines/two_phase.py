@@ -10,12 +10,13 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
 from needsaug_lite.methods.meta_images import MetaImages
 from needsaug_lite.models import Classifier
-from needsaug_lite.statistics import ClassCovariance
+from needsaug_lite.statistics import ClassCovariance, nearest_positive_semidefinite
 from needsaug_lite.training import Optimisation, Stage
 
 Share = Annotated[float, Ge(0), Le(1)]
@@ -124,7 +125,7 @@ class TwoPhase(Supervised):
 
 
 class ImplicitlyAugmented(TwoPhase):
-    """A method of two phases whose second loss uses the covariance of every class.
+    """A method of two phases whose second loss is `losses.iada`.
 
     `moments` are the running class moments; they are collected in the second phase.
     """
@@ -134,6 +135,9 @@ class ImplicitlyAugmented(TwoPhase):
         model: Classifier,
         splits: Splits,
         *,
+        alpha: float,
+        beta: float,
+        covariance_lr: float,
         diagonal: bool = False,
         **common: Any,
     ) -> None:
@@ -142,6 +146,9 @@ class ImplicitlyAugmented(TwoPhase):
         Args:
             model: its head is linear.
             splits: see `TwoPhase`.
+            alpha: share of the covariance that is used.
+            beta: strength of the adjustment by the class prior.
+            covariance_lr: step size of the covariances on the meta loss.
             diagonal: keep class variances only, C D numbers instead of C D².
             common: see `TwoPhase`.
 
@@ -150,6 +157,7 @@ class ImplicitlyAugmented(TwoPhase):
         """
         super().__init__(model, splits, **common)
         self.linear = linear_head(model, type(self).__name__)
+        self.alpha, self.beta, self.covariance_lr = alpha, beta, covariance_lr
         self.class_prior = splits.class_prior
         self.moments = ClassCovariance(
             splits.num_classes,
@@ -168,6 +176,35 @@ class ImplicitlyAugmented(TwoPhase):
         }
         found: Tensor = functional_call(self.model.backbone, chosen, (images,))
         return found
+
+    def loss_with(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        params: Mapping[str, Tensor],
+        sigma: Tensor,
+        epsilon: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of a batch under given parameters, covariances and ε (None: zero)."""
+        return losses.iada(
+            features,
+            labels,
+            params["head.weight"],
+            params.get("head.bias"),
+            sigma,
+            zeros_for(labels, features) if epsilon is None else epsilon,
+            self.class_prior,
+            alpha=self.alpha,
+            beta=self.beta,
+        )
+
+    def moved_covariance(self, gradient: Tensor) -> Tensor:
+        """Σ after a step along the gradient of the meta loss, without eigenvalues < 0.
+
+        The running covariances stay as they are.
+        """
+        moved = self.moments.covariance - self.covariance_lr * gradient
+        return nearest_positive_semidefinite(moved)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser and class moments."""
@@ -191,11 +228,6 @@ def linear_head(model: Classifier, method: str) -> nn.Linear:
             "biases; build the model with head='linear'"
         )
     return model.head
-
-
-def head_of(params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the head among the parameters of a classifier."""
-    return params["head.weight"], params.get("head.bias")
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
