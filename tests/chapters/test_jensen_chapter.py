@@ -11,6 +11,7 @@ import torch
 from helpers.taught import definitions, functions
 from torch.nn.functional import cross_entropy, one_hot
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from needsaug_lite import losses
 
@@ -78,6 +79,34 @@ def test_half_variance_agrees(taught: Any, case: Any, name: str) -> None:
     given = (case.y, case.weight, case.covariance)
     expected = losses.half_variance(*given)
     assert_close(getattr(taught, name)(*given), expected, rtol=1e-9, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the number of entries of the largest array made."""
+
+    entries = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.entries = max(self.entries, made.numel())
+        return made
+
+
+@pytest.mark.parametrize(
+    ("samples", "num_classes", "width"), [(64, 20, 24), (64, 50, 8)]
+)
+def test_half_variance_makes_no_array_larger_than_its_inputs(
+    taught: Any, samples: int, num_classes: int, width: int
+) -> None:
+    labels = torch.randint(num_classes, (samples,))
+    covariance = torch.eye(width).repeat(num_classes, 1, 1)
+    with Largest() as seen:
+        taught.half_variance(labels, torch.randn(num_classes, width), covariance)
+    batch = samples * max(num_classes, width)
+    assert seen.entries <= max(covariance.numel(), batch)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
