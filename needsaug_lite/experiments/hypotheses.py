@@ -56,27 +56,39 @@ def over_rivals(cases: Sequence[Case], method: str) -> pd.DataFrame:
 
     Returns:
         One line per case and rival with the columns case, rival, difference (an
-        `Interval`), p_value (Wilcoxon), holm (p_value corrected for all lines) and
-        verdict, which follows the corrected value. Empty if nothing can be compared.
+        `Interval`), p_value (Wilcoxon), nonzero (seeds whose difference isn't 0),
+        repeats, holm (p_value corrected for all lines that repeat no other), verdict,
+        which follows the corrected value, and alone, which follows p_value. A rival
+        whose number equals that of an earlier rival of the case in every seed repeats
+        it: `repeats` has its label, and "" otherwise. Empty if nothing can be compared.
     """
     lines: list[dict[str, Any]] = []
     for case in cases:
         mine = [record for record in case.records if record.spec.method == method]
         seeds = {record.spec.seed for record in mine}
+        seen: dict[tuple[tuple[int, float], ...], str] = {}
         rivals = sorted({record.spec.method for record in case.records} - {method})
         for rival in rivals:
             theirs = [r for r in case.records if r.spec.method == rival]
             if seeds.isdisjoint(record.spec.seed for record in theirs):
                 continue
-            found = comparisons.paired(mine, theirs, partial(_number, case.metric))
+            number = partial(_number, case.metric)
+            found = comparisons.paired(mine, theirs, number)
+            label = registry.entry(rival).label
+            own = {record.spec.seed: number(record) for record in mine}
+            values = tuple(sorted((r.spec.seed, number(r)) for r in theirs))
+            differ = sum(value != own[seed] for seed, value in values if seed in own)
             lines.append(
                 {
                     "case": case.title,
-                    "rival": registry.entry(rival).label,
+                    "rival": label,
                     "difference": found.difference,
                     "p_value": found.p_value,
+                    "nonzero": differ,
+                    "repeats": seen.get(values, ""),
                 }
             )
+            seen.setdefault(values, label)
     return _corrected(lines)
 
 
@@ -88,24 +100,33 @@ def above_zero(numbers: Mapping[str, Sequence[float]]) -> pd.DataFrame:
 
     Returns:
         The columns of `over_rivals` without rival, and "higher" or "lower" than zero.
+        With k numbers that aren't 0 no p_value can be below 2 / 2**k.
     """
-    lines = []
+    lines: list[dict[str, Any]] = []
     for title, values in numbers.items():
         if len(values) == 0:
             continue
-        moved = any(value != 0 for value in values)
+        nonzero = sum(value != 0 for value in values)
         lines.append(
             {
                 "case": title,
                 "difference": comparisons.interval(values),
-                "p_value": float(stats.wilcoxon(values).pvalue) if moved else 1.0,
+                "p_value": float(stats.wilcoxon(values).pvalue) if nonzero else 1.0,
+                "nonzero": nonzero,
+                "repeats": "",
             }
         )
     return _corrected(lines)
 
 
-def answer(frame: pd.DataFrame) -> str:
+def answer(frame: pd.DataFrame, column: str = "verdict") -> str:
     """What the lines of `over_rivals` or `above_zero` say of "it is higher".
+
+    Args:
+        frame: a line that repeats another isn't counted.
+        column: "verdict" for the corrected values. "alone" for those of every line by
+            itself, which keep the level where all of them must hold (an
+            intersection-union test).
 
     Returns:
         "supported" if every line is "higher", and "not measured" if there is no line.
@@ -114,7 +135,8 @@ def answer(frame: pd.DataFrame) -> str:
     """
     if frame.empty:
         return NOT_MEASURED
-    verdicts = frame["verdict"].map(lambda text: text.partition(":")[0]).tolist()
+    frame = frame[frame["repeats"] == ""]
+    verdicts = frame[column].map(lambda text: text.partition(":")[0]).tolist()
     words = ("higher", "no difference shown", "lower")
     against = [word for word in verdicts if word in words[1:]]
     few = len(verdicts) - len(against) - verdicts.count("higher")
@@ -155,10 +177,17 @@ def _number(metric: str, record: Record) -> float:
 
 
 def _corrected(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    corrected = comparisons.holm([line["p_value"] for line in lines])
-    for line, p_value in zip(lines, corrected, strict=True):
-        line["holm"] = p_value
-        line["verdict"] = _verdict(line["difference"], p_value)
+    new = [line for line in lines if not line["repeats"]]
+    corrected = comparisons.holm([line["p_value"] for line in new])
+    by_name = {
+        (line["case"], line.get("rival")): p_value
+        for line, p_value in zip(new, corrected, strict=True)
+    }
+    for line in lines:
+        name = line["repeats"] or line.get("rival")
+        line["holm"] = by_name[line["case"], name]
+        line["verdict"] = _verdict(line["difference"], line["holm"])
+        line["alone"] = _verdict(line["difference"], line["p_value"])
     return pd.DataFrame(lines)
 
 

@@ -106,6 +106,45 @@ def test_numbers_within_rows_are_compared_with_zero() -> None:
     assert hypotheses.answer(still).startswith("not supported")
 
 
+def test_a_rival_that_repeats_another_is_counted_once() -> None:
+    both = (
+        rows("ldam", shifted(0.1))
+        + rows("cross_entropy", BASE)
+        + rows("focal", BASE)
+        + rows("logit_adjustment", shifted(-0.1))
+    )
+    found = hypotheses.over_rivals([Case("a", both)], "ldam")
+    assert dict(zip(found["rival"], found["repeats"], strict=True)) == {
+        "CE": "",
+        "Focal": "CE",
+        "LA": "",
+    }
+    assert found["holm"].tolist() == pytest.approx([2 * 2 / 2**10] * 3)
+    few = [record for record in both if record.spec.method != "cross_entropy"]
+    without = hypotheses.over_rivals([Case("a", few)], "ldam")
+    assert without["repeats"].tolist() == ["", ""]
+    # A second verdict on the same runs isn't one more against the claim.
+    low = rows("ldam", shifted(-0.1)) + both[10:]
+    below = hypotheses.over_rivals([Case("a", low)], "ldam")
+    assert "lower in 1 of 2 comparisons" in hypotheses.answer(below)
+
+
+def test_verdicts_alone_follow_the_uncorrected_values() -> None:
+    strong = rows("ldam", shifted(0.1)) + rows("cross_entropy", BASE)
+    frame = hypotheses.over_rivals([Case(str(k), strong) for k in range(30)], "ldam")
+    assert set(frame["alone"]) == {"higher"}
+    assert hypotheses.answer(frame, "alone") == "supported"
+
+
+def test_pairs_that_differ_are_counted() -> None:
+    found = hypotheses.above_zero({"few": [0.0] * 7 + [0.1, 0.2, 0.3]})
+    assert found["nonzero"].tolist() == [3]
+    assert found["p_value"].tolist() == pytest.approx([2 / 2**3])
+    tied = rows("ldam", [0.6] * 3 + BASE[3:]) + rows("cross_entropy", BASE)
+    rivals = hypotheses.over_rivals([Case("a", tied)], "ldam")
+    assert rivals["nonzero"].tolist() == [3]
+
+
 def test_tail_minus_head_goes_by_class_size() -> None:
     row = rows(
         "ldam", [0.5], (5, 100, 50, 60, 70, 10), adversarial_per_class=[1, 0, 0.5, 0.5,
