@@ -92,11 +92,13 @@ def measured_tables(records: Sequence[Record]) -> str:
 def _settings(rows: Sequence[Record]) -> str:
     spec = rows[0].spec
     profiles = ", ".join(sorted({row.spec.profile for row in rows}))
+    lengths = {row.spec.epochs for row in rows}
+    epochs = dict.fromkeys(str(n) for n in (min(lengths), max(lengths)))
     tail = f", imbalance {spec.data.imbalance:g}" if spec.data.imbalance else ""
     lines = [
         f"Profile **{profiles}**; {spec.data.name}{tail}, "
         f"{sum(rows[0].class_counts):,} training images for seed {spec.seed}; "
-        f"{spec.model.backbone}, {spec.epochs} epochs; measured on the "
+        f"{spec.model.backbone}, {' to '.join(epochs)} epochs; measured on the "
         f"{'test' if spec.evaluate_on == 'test' else 'validation'} images."
     ]
     deviations = sorted({text for row in rows for text in row.spec.deviations})
@@ -108,7 +110,11 @@ def _settings(rows: Sequence[Record]) -> str:
 def _measured(rows: Sequence[Record]) -> str:
     """Mean ± interval per method and setting."""
     names = _metrics_of(rows)
-    return markdown(comparisons.summary(rows, tuple(names)).rename(columns=names))
+    found = comparisons.summary(rows, tuple(names)).rename(columns=names)
+    if rows[0].spec.evaluate_on == "test":
+        return markdown(found)
+    # Trials, of which there are many.
+    return f"````{{dropdown}} {len(found)} trials\n{markdown(found)}\n````"
 
 
 def _metrics_of(rows: Sequence[Record]) -> dict[str, str]:

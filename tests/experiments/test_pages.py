@@ -38,3 +38,18 @@ def test_a_table_shows_the_numbers_of_its_rows() -> None:
     average = f"{100 * record.metrics['top1']:.1f}"
     line = measured_tables([record]).splitlines()[-1]
     assert f"| {average} | {worst} |" in line
+
+
+def test_trials_are_folded_and_lengths_are_named() -> None:
+    base = {"data": {"n_max": 20, "val_per_class": 2}, "model": {"width": 4}}
+    specs = [
+        Spec.checked({**base, "epochs": epochs, "evaluate_on": part})
+        for part in ("val", "test")
+        for epochs in (1, 2)
+    ]
+    records = [run(spec) for spec in specs]
+    trials, results = measured_tables(records[:2]), measured_tables(records[2:])
+    assert "{dropdown} 2 trials" in trials
+    assert "dropdown" not in results
+    assert "1 to 2 epochs" in trials
+    assert "1 to" not in measured_tables(records[2:3])
