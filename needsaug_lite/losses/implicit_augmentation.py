@@ -139,8 +139,8 @@ def half_variance(labels: Tensor, head_weight: Tensor, covariance: Tensor) -> Te
     Raises:
         ValueError: if shapes don't fit.
 
-    With more classes than samples, the distinct labels are looked for, for which the
-    host waits for the device.
+    On a GPU the search for distinct labels makes the host wait; it takes place there
+    only if there are more classes than samples.
 
     Source: meta_iada Eq. 5.
     """
@@ -169,7 +169,7 @@ def _moments(
             f"the diagonal is kept, {tuple(shapes[0])}"
         )
     own, row = weight, labels
-    if len(weight) > len(labels):
+    if len(weight) > len(labels) or not labels.is_cuda:
         distinct, row = labels.unique(return_inverse=True)
         own, covariance = weight[distinct], covariance[distinct]
     if covariance.ndim == 2:
