@@ -13,11 +13,10 @@ from torch.func import functional_call
 from needsaug_lite import hypergrad, losses, statistics
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.supervised import DEFERRED_START
+from needsaug_lite.methods.baselines.supervised import DEFERRED_START, accuracy
 from needsaug_lite.methods.baselines.two_phase import (
     ImplicitlyAugmented,
     Share,
-    accuracy,
 )
 from needsaug_lite.models import Classifier, PerturbationNetwork
 from needsaug_lite.statistics import SampleMemory

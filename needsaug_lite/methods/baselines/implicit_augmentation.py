@@ -11,11 +11,14 @@ from torch import Tensor
 from needsaug_lite import hypergrad, losses
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
+from needsaug_lite.methods.baselines.supervised import (
+    DEFERRED_START,
+    Supervised,
+    accuracy,
+)
 from needsaug_lite.methods.baselines.two_phase import (
     ImplicitlyAugmented,
     Share,
-    accuracy,
     linear_head,
     zeros_for,
 )
@@ -75,9 +78,7 @@ class ISDA(Supervised):
             beta=0.0,
         )
         right = accuracy(self.linear(features.detach()), batch.labels)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
+        self.descend(loss)
         return {"loss": loss.detach(), "accuracy": right}
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from torch.nn import functional
 from needsaug_lite import hypergrad
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient
-from needsaug_lite.methods.baselines.two_phase import TwoPhase, accuracy
+from needsaug_lite.methods.baselines.supervised import accuracy
+from needsaug_lite.methods.baselines.two_phase import TwoPhase
 from needsaug_lite.models import Classifier
 
 

@@ -92,11 +92,14 @@ class Supervised:
         self.model.train()
         logits = self.model(batch.images)
         loss = self.batch_loss(logits, batch)
+        self.descend(loss)
+        return {"loss": loss.detach(), "accuracy": accuracy(logits, batch.labels)}
+
+    def descend(self, loss: Tensor) -> None:
+        """One update of the network."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
-        accuracy = (logits.detach().argmax(1) == batch.labels).float().mean()
-        return {"loss": loss.detach(), "accuracy": accuracy}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and optimiser."""
@@ -138,3 +141,8 @@ class Deferred(Supervised):
         ones = torch.ones_like(self.late_weight)
         self.class_weight = self.late_weight if late else ones
         return {**super().begin_epoch(epoch), "reweighted": float(late)}
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right guesses in a batch, a scalar."""
+    return (logits.detach().argmax(1) == labels).float().mean()

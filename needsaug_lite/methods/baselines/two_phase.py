@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from needsaug_lite.training import Optimisation, Stage
 Share = Annotated[float, Ge(0), Le(1)]
 
 
-class TwoPhase(Supervised):
+class TwoPhase(Supervised, ABC):
     """The frame of the methods that learn something on meta images.
 
     Until `start` (a share of the epochs) the loss is cross-entropy; then a subclass's
@@ -102,15 +103,9 @@ class TwoPhase(Supervised):
         """One step on cross-entropy."""
         return self.step(batch)
 
+    @abstractmethod
     def late_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """One step of the method; a subclass says which."""
-        raise NotImplementedError
-
-    def descend(self, loss: Tensor) -> None:
-        """One update of the network."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
 
     @property
     def rate(self) -> float:
@@ -228,11 +223,6 @@ def linear_head(model: Classifier, method: str) -> nn.Linear:
             "biases; build the model with head='linear'"
         )
     return model.head
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right guesses in a batch, a scalar."""
-    return (logits.detach().argmax(1) == labels).float().mean()
 
 
 def zeros_for(labels: Tensor, like: Tensor) -> Tensor:
