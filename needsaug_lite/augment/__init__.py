@@ -4,3 +4,7 @@ from needsaug_lite.augment.batched import StandardAugmentation as StandardAugmen
 from needsaug_lite.augment.batched import cutout as cutout
 from needsaug_lite.augment.batched import random_crop as random_crop
 from needsaug_lite.augment.batched import random_flip as random_flip
+from needsaug_lite.augment.operations import OPERATIONS as OPERATIONS
+from needsaug_lite.augment.operations import Operation as Operation
+from needsaug_lite.augment.policies import AugmentationPolicy as AugmentationPolicy
+from needsaug_lite.augment.policies import PolicyDraws as PolicyDraws

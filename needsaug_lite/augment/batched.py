@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from needsaug_lite.data.splits import on_device
+from needsaug_lite.errors import UserError
 
 
 def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
@@ -78,7 +79,17 @@ class StandardAugmentation:
     cutout: Annotated[int, Ge(0)] = 0
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
-        """Change a uint8 batch (B, C, H, W)."""
+        """Change a uint8 batch (B, C, H, W).
+
+        Raises:
+            UserError: if something is asked for and the batch holds features.
+        """
+        if self != StandardAugmentation() and images.is_floating_point():
+            raise UserError(
+                f"crop={self.crop}, flip={self.flip}, cutout={self.cutout}: these are "
+                "changes of pixels, and here are features, which have no place in an "
+                "image; leave crop, flip and cutout out"
+            )
         if self.crop:
             images = random_crop(images, self.crop, draw)
         if self.flip:

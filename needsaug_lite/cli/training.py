@@ -82,6 +82,8 @@ def run(
     check_device(device)
     from needsaug_lite.experiments import artefacts, records, runner
 
+    if save_model is not None:
+        artefacts.check_savable(checked)
     row = records.row_path(checked, results)
     if row.exists():
         runner.checked_row(row, checked, root)

@@ -9,6 +9,7 @@ from needsaug_lite.data.batches import Normalisation as Normalisation
 from needsaug_lite.data.bias import label_noise as label_noise
 from needsaug_lite.data.bias import long_tail as long_tail
 from needsaug_lite.data.bias import long_tail_counts as long_tail_counts
+from needsaug_lite.data.cells import Cells as Cells
 from needsaug_lite.data.clusters import attribute_groups as attribute_groups
 from needsaug_lite.data.groups import colour as colour
 from needsaug_lite.data.sources import NAMES as NAMES
@@ -19,3 +20,6 @@ from needsaug_lite.data.splits import InMemory as InMemory
 from needsaug_lite.data.splits import Splits as Splits
 from needsaug_lite.data.splits import generator as generator
 from needsaug_lite.data.splits import undivided as undivided
+from needsaug_lite.data.spurious import coloured_groups as coloured_groups
+from needsaug_lite.data.stratified import StratifiedBatches as StratifiedBatches
+from needsaug_lite.data.stratified import divide as divide

@@ -41,15 +41,20 @@ class Batch:
 class Normalisation:
     """Pixels from 0..255 to zero mean and unit deviation per channel.
 
+    Features, which are floating-point numbers in place of pixels, are standardised
+    one by one and not divided by 255.
+
     Attributes:
-        mean, std: of pixels divided by 255, one number per channel.
+        mean, std: of pixels divided by 255, or of features, one number per channel;
+            the deviation of a feature that never changes is infinite, so that it
+            becomes 0 on every image.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 of the same shape."""
+        """Bytes, or features, of shape (B, C, H, W) to float32 of the same shape."""
         if pixels.shape[1] != len(self.mean):
             raise UserError(
                 f"images with {pixels.shape[1]} channel(s) meet a normalisation for "
@@ -57,7 +62,23 @@ class Normalisation:
                 "which repeats grey images, or use the moments of the data"
             )
         mean, std = _moments(self, pixels.device)
-        scaled: Tensor = (pixels.to(torch.float32) / 255 - mean) / std
+        scaled: Tensor = (_unit(pixels.to(torch.float32), pixels) - mean) / std
+        return scaled
+
+    def inverse(self, images: Tensor) -> Tensor:
+        """Normalised bytes to floats in [0, 1], multiples of 1/255 exactly.
+
+        Only for images that came from bytes: other values move to the nearest byte.
+        Shape (B, C, H, W).
+        """
+        mean, std = _moments(self, images.device)
+        bytes_: Tensor = (255 * (images * std + mean)).round().clamp(0, 255)
+        return bytes_ / 255
+
+    def from_unit(self, images: Tensor) -> Tensor:
+        """Normalise floats in [0, 1], shape (B, C, H, W); their derivative passes."""
+        mean, std = _moments(self, images.device)
+        scaled: Tensor = (images - mean) / std
         return scaled
 
     @classmethod
@@ -68,12 +89,22 @@ class Normalisation:
         index = torch.randperm(count, generator=draw)[:at_most].sort().values
         sums = torch.zeros(2, splits.image_shape[0], dtype=torch.float64)
         for pixels in splits.train.images.stream(index.split(500)):
-            scaled = pixels.double().cpu() / 255
+            scaled = _unit(pixels.double().cpu(), pixels)
             sums += torch.stack([scaled.sum((0, 2, 3)), (scaled**2).sum((0, 2, 3))])
         _, height, width = splits.image_shape
         mean, square = sums / (len(index) * height * width)
-        std = (square - mean**2).clamp(min=1e-12).sqrt().clamp(min=1e-3)
+        variance = square - mean**2
+        if pixels.is_floating_point():
+            # Features have no scale of their own: "constant" is relative to their size.
+            std = variance.sqrt().masked_fill(variance <= 1e-10 * square, torch.inf)
+        else:
+            std = variance.clamp(min=1e-12).sqrt().clamp(min=1e-3)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _unit(numbers: Tensor, pixels: Tensor) -> Tensor:
+    """The numbers themselves for features, divided by 255 for bytes."""
+    return numbers if pixels.is_floating_point() else numbers / 255
 
 
 @cache

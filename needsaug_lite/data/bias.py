@@ -104,6 +104,34 @@ def hold_out(
     return pool.subset(taken), pool.subset(rest)
 
 
+def with_held_out(splits: Splits, val: int, meta: int, seed: int) -> Splits:
+    """Move `val` and `meta` random images of every class out of the training part.
+
+    Raises:
+        UserError: for negative numbers, or if a class would be left empty.
+    """
+    num_classes = splits.num_classes
+    for part, size in enumerate((val, meta)):
+        if size < 0:
+            raise UserError("val_per_class and meta_per_class can't be negative")
+        if size == 0:
+            continue
+        smallest = int(splits.class_counts.min())
+        name = splits.class_names[int(splits.class_counts.argmin())]
+        if size >= smallest:
+            raise UserError(
+                f"class {name!r} has {smallest} training images; {size} of them can't "
+                f"be held out for {('validation', 'the meta set')[part]}, because at "
+                "least one must stay for training"
+            )
+        taken, rest = hold_out(splits.train, size, num_classes, seed, part)
+        if part == 0:
+            splits = replace(splits, train=rest, val=taken)
+        else:
+            splits = replace(splits, train=rest, meta=taken)
+    return splits
+
+
 def long_tail(
     splits: Splits,
     *,

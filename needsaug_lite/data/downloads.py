@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from needsaug_lite.data import waterbirds
 from needsaug_lite.data.published import SOURCES, Idx
 from needsaug_lite.data.sources import default_root
 from needsaug_lite.data.transfer import Remote, download
@@ -75,8 +76,22 @@ def _from_torchvision(name: str) -> tuple[Remote, ...]:
     return (Remote(archive, urls, data.tgz_md5, sha256, source.folder, members),)
 
 
+_STANFORD = (
+    "https://nlp.stanford.edu/data/dro/",
+    "https://downloads.cs.stanford.edu/nlp/data/dro/",
+)
+_WATERBIRDS = Remote(
+    f"{waterbirds.FOLDERS[1]}.tar.gz",
+    tuple(f"{folder}{waterbirds.FOLDERS[1]}.tar.gz" for folder in _STANFORD),
+    md5=None,
+    unpacks_to=waterbirds.FOLDERS[1],
+    check=waterbirds.check_published,
+)
 # A further data set is one more entry.
-DOWNLOADS: dict[str, tuple[Remote, ...]] = {n: _from_torchvision(n) for n in SOURCES}
+DOWNLOADS: dict[str, tuple[Remote, ...]] = {
+    **{name: _from_torchvision(name) for name in SOURCES},
+    "waterbirds": (_WATERBIRDS,),
+}
 
 
 def fetch(
@@ -142,6 +157,8 @@ def _unpack(remote: Remote, base: Path) -> None:
                 f"{archive} holds other files than published: "
                 f"{', '.join(wrong) or remote.unpacks_to}; delete it and fetch it again"
             )
+        if remote.check is not None:
+            remote.check(unpacked)
         if not final.exists():
             unpacked.rename(final)
             return
@@ -166,11 +183,13 @@ def _record(remote: Remote, base: Path) -> None:
             known[name] = sums | {"published_sha256": published.get(name, UNKNOWN)}
     write_text(record, json.dumps(known, indent=1, sort_keys=True) + "\n")
     if remote.sha256 is None:
-        found = known[remote.file]["sha256"]
+        right = "MD5 is" if remote.md5 else "contents are"
         _log.warning(
-            "no SHA-256 is published for %s; its MD5 is right and its SHA-256 is %s "
+            "no %s is published for %s; its %s right and its SHA-256 is %s "
             "(written to %s)",
+            "SHA-256" if remote.md5 else "checksum",
             remote.file,
-            found,
+            right,
+            known[remote.file]["sha256"],
             record,
         )

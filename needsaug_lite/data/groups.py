@@ -25,6 +25,18 @@ _OWN_OF_COLOUR = {
     "channels": None,
 }
 _HALVES = "half of them in each colour"
+_OWN_OF_GROUP_COUNTS = {
+    "colour": False,
+    **{k: usual for k, usual in _OWN_OF_COLOUR.items() if k != "val_per_class"},
+}
+WATERBIRDS = ("waterbirds", "waterbirds_features")
+_OWN_OF_WATERBIRDS = {
+    "group_counts": None,
+    "colour": False,
+    **_OWN_OF_COLOUR,
+    "skip_broken": False,
+}
+DIGITS = ("0 to 4", "5 to 9")
 
 
 def check_options(options: Mapping[str, object]) -> None:
@@ -40,13 +52,22 @@ def check_options(options: Mapping[str, object]) -> None:
     imbalance = options.get("attribute_imbalance")
     attributes = options.get("attributes", ATTRIBUTES)
     if options.get("colour"):
-        given = [k for k, usual in _OWN_OF_COLOUR.items() if options.get(k) != usual]
-        if given:
-            raise UserError(
-                "coloured digits have three channels, wrong labels, groups and a val "
-                f"part of their own; leave out {', '.join(given)}"
-            )
+        _refuse(
+            options,
+            _OWN_OF_COLOUR,
+            "coloured digits have three channels, wrong labels, groups and a val part "
+            "of their own",
+        )
         check_multiple(options, ("meta_per_class",), 2, _HALVES)
+    if options.get("group_counts") is not None:
+        _check_group_counts(options)
+    if options.get("name") in WATERBIRDS:
+        _refuse(
+            options,
+            _OWN_OF_WATERBIRDS,
+            f"{options['name']} has groups, a val part and images of its own",
+        )
+        check_multiple(options, ("meta_per_class",), 2, "half of them on each place")
     if imbalance is None and attributes != ATTRIBUTES:
         raise UserError(
             f"attributes={attributes} has no effect without attribute_imbalance; give "
@@ -61,6 +82,33 @@ def check_options(options: Mapping[str, object]) -> None:
         assert isinstance(attributes, int)
         names = ("val_per_class", "meta_per_class")
         check_multiple(options, names, attributes, "the same number of each attribute")
+
+
+def _check_group_counts(options: Mapping[str, object]) -> None:
+    counts = options["group_counts"]
+    whole = isinstance(counts, Sequence) and all(
+        isinstance(count, int) and count > 0 for count in counts
+    )
+    if not (whole and isinstance(counts, Sequence) and len(counts) == 4):
+        raise UserError(
+            f"group_counts is {counts}; give four numbers of at least 1: red and green "
+            "images of the digits 0 to 4, then of 5 to 9"
+        )
+    _refuse(
+        options,
+        _OWN_OF_GROUP_COUNTS,
+        "group_counts says how many images of every class and colour there are, with "
+        "three channels and right labels",
+    )
+    check_multiple(options, ("val_per_class", "meta_per_class"), 2, _HALVES)
+
+
+def _refuse(
+    options: Mapping[str, object], usual: Mapping[str, object], reason: str
+) -> None:
+    given = [name for name, value in usual.items() if options.get(name, value) != value]
+    if given:
+        raise UserError(f"{reason}; leave out {', '.join(given)}")
 
 
 def colour(
@@ -100,7 +148,8 @@ def colour(
     it (huaxiuyao/LISA), after Arjovsky et al. 2019.
     """
     splits = undivided(splits)
-    grey = _grey_digits(splits)
+    check_paintable(splits)
+    grey = grey_pixels(splits.train)
     if len(colour_noise) != 3 or not all(
         0 <= share <= 1 for share in (label_noise, *colour_noise)
     ):
@@ -115,41 +164,52 @@ def colour(
     parts = torch.bucketize(torch.arange(count), torch.tensor(bounds), right=True)
     labels = (splits.train.labels.cpu() >= 5) ^ (labels_hit < label_noise)
     red = ~labels ^ (colours_hit < torch.tensor(list(colour_noise))[parts])
-    pixels = torch.zeros(count, 3, *grey.shape[1:], dtype=torch.uint8)
-    pixels[torch.arange(count), (~red).long()] = grey
     groups = 2 * red.long() + labels.long()
-    everything = Examples(InMemory(pixels), labels.long(), groups)
+    everything = Examples(painted(grey, ~red), labels.long(), groups)
     train, val, test = (
         everything.subset(index) for index in torch.arange(count).tensor_split(bounds)
     )
-    meta, val = _balanced_meta(val, meta_per_class, seed)
+    meta, val = balanced_meta(val, meta_per_class, seed)
     # All images are in use now: the test part is no share of the training images.
     facts = {**splits.provenance, "split_here": False, "coloured": True}
-    names = ("0 to 4", "5 to 9")
-    return Splits(train, val, meta, test, names, facts).to(device)
+    return Splits(train, val, meta, test, DIGITS, facts).to(device)
 
 
-def _balanced_meta(
-    val: Examples, per_class: int, seed: int
+def balanced_meta(
+    val: Examples, per_class: int, seed: int, attribute: str = "colour"
 ) -> tuple[Examples, Examples]:
-    """Meta images, `per_class` / 2 of every class and colour, and the rest of val."""
-    check_multiple({"meta_per_class": per_class}, ("meta_per_class",), 2, _HALVES)
+    """Meta images, `per_class` / 2 of each of four groups, and the rest of val.
+
+    Args:
+        val: with two classes of two attributes each, in either code of groups.
+        per_class: meta images of each class, an even number.
+        seed: chooses them.
+        attribute: what the attribute is called, for messages.
+
+    Raises:
+        UserError: if `per_class` is odd, or a group of `val` too small.
+    """
+    halves = f"half of them in each {attribute}"
+    check_multiple({"meta_per_class": per_class}, ("meta_per_class",), 2, halves)
     assert val.groups is not None
     smallest = int(torch.bincount(val.groups, minlength=4).min())
     if smallest < per_class // 2:
         raise UserError(
-            f"meta_per_class is {per_class}, {_HALVES}, but val has only {smallest} "
-            "images of one colour and class; ask for fewer"
+            f"meta_per_class is {per_class}, {halves}, but val has only {smallest} "
+            f"images of one {attribute} and class; ask for fewer"
         )
     draw = generator(seed, _COLOURED_META)
     taken, rest = take_per_class(val.groups, [per_class // 2] * 4, 4, draw)
     return val.subset(taken), val.subset(rest)
 
 
-def _grey_digits(splits: Splits) -> Tensor:
-    """The training images of ten classes, uint8, shape (N, H, W)."""
-    images = splits.train.images
-    if not isinstance(images, InMemory) or splits.image_shape[0] != 1:
+def check_paintable(splits: Splits) -> None:
+    """Refuse images that can't become coloured digits.
+
+    Raises:
+        UserError: unless they are grey, in memory, of ten classes, nothing held out.
+    """
+    if not isinstance(splits.train.images, InMemory) or splits.image_shape[0] != 1:
         raise UserError(
             "only grey images in memory can be coloured: digits, mnist, fashion_mnist "
             "or an .npz file of grey images, and without channels=3"
@@ -161,4 +221,22 @@ def _grey_digits(splits: Splits) -> Tensor:
         )
     if len(splits.val) or len(splits.meta):
         raise UserError("coloured digits bring their own val and meta; hold out none")
-    return images.pixels.squeeze(1).cpu()
+
+
+def grey_pixels(part: Examples) -> Tensor:
+    """The images of one part on the CPU, uint8, shape (N, H, W)."""
+    assert isinstance(part.images, InMemory)
+    return part.images.pixels.squeeze(1).cpu()
+
+
+def painted(grey: Tensor, green: Tensor) -> InMemory:
+    """Each grey image as channel 0 (red) or 1 (green); the other channels are 0.
+
+    Args:
+        grey: shape (N, H, W).
+        green: True or 1 where an image becomes green, shape (N,).
+    """
+    count, height, width = grey.shape
+    pixels = grey.new_zeros(count, 3, height, width)
+    pixels[torch.arange(count), green.long()] = grey
+    return InMemory(pixels)

@@ -11,10 +11,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from needsaug_lite.data import arrays, bias, folders, groups
+from needsaug_lite.data import arrays, bias, folders, groups, waterbirds
 from needsaug_lite.data.attributes import ATTRIBUTES, attribute_tail
 from needsaug_lite.data.published import SOURCES, load_published
 from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
+from needsaug_lite.data.spurious import coloured_groups
 from needsaug_lite.errors import UserError
 
 NAMES = ("digits", *SOURCES)
@@ -58,6 +59,7 @@ def load(
     colour: bool = False,
     attribute_imbalance: float | None = None,
     attributes: int = ATTRIBUTES,
+    group_counts: Sequence[int] | None = None,
     image_size: int | None = None,
     channels: int | None = None,
     skip_broken: bool = False,
@@ -70,9 +72,10 @@ def load(
     part is never touched, except that coloured digits bring their own.
 
     Args:
-        name_or_path: digits, mnist, fashion_mnist, cifar10, cifar100, a folder of
-            class folders (or of `train` and `test` with class folders in them), or
-            an .npz file with x_train, y_train, x_test, y_test.
+        name_or_path: digits, mnist, fashion_mnist, cifar10, cifar100, waterbirds,
+            waterbirds_features, a folder of class folders (or of `train` and `test`
+            with class folders in them), or an .npz file with x_train, y_train,
+            x_test, y_test.
         root: folder of the published data sets; see `default_root`.
         imbalance, n_max, counts, shuffle_classes: see `bias.long_tail`.
         val_per_class, meta_per_class: images of each class to hold out.
@@ -80,7 +83,10 @@ def load(
         colour: coloured digits in two classes; see `groups.colour`.
         attribute_imbalance, attributes: see `attribute_tail`; val and meta
             images are then balanced over attributes too.
-        image_size: height and width, for a folder of images (default 32).
+        group_counts: coloured digits with right labels and these numbers of training
+            images; see `spurious.coloured_groups`.
+        image_size: height and width, for a folder of images (default 32) or
+            waterbirds (default 224).
         channels: 1 or 3, for a folder; default: 1 if all images are grey. Grey
             images are repeated to three channels where 3 is asked for.
         skip_broken: leave unreadable image files out instead of refusing.
@@ -95,7 +101,8 @@ def load(
         raise UserError(f"image_size is {image_size}; it must be at least 1 pixel")
     if n_max is not None and n_max < 1:
         raise UserError(f"n_max is {n_max}; the largest class needs at least 1 image")
-    if image_size is not None and not _is_folder(str(name_or_path)):
+    name = str(name_or_path)
+    if image_size is not None and name != "waterbirds" and not _is_folder(name):
         raise UserError(
             f"image_size is for a folder of images; {name_or_path} has a size of its "
             "own, leave image_size out"
@@ -109,10 +116,15 @@ def load(
     held: _Held = {"val_per_class": val_per_class, "meta_per_class": meta_per_class}
     grouping = {"attribute_imbalance": attribute_imbalance, "attributes": attributes}
     others = {"colour": colour, "noise": noise, "channels": channels}
-    groups.check_options({**tail, **held, **grouping, **others})
-    splits = _load_plain(str(name_or_path), root, image_size, channels, skip_broken)
+    more = {"name": name, "group_counts": group_counts, "skip_broken": skip_broken}
+    groups.check_options({**tail, **held, **grouping, **others, **more})
+    splits = _load_plain(name, root, image_size, channels, skip_broken)
     if colour:
         splits = groups.colour(splits, meta_per_class=meta_per_class, seed=seed)
+    elif group_counts is not None:
+        splits = coloured_groups(splits, group_counts, seed=seed, **held)
+    elif name in groups.WATERBIRDS:
+        splits = waterbirds.with_meta(splits, meta_per_class, seed)
     elif attribute_imbalance is not None:
         splits = attribute_tail(
             splits,
@@ -123,7 +135,7 @@ def load(
             **held,
         )
     else:
-        splits = _with_held_out(splits, val_per_class, meta_per_class, seed)
+        splits = bias.with_held_out(splits, val_per_class, meta_per_class, seed)
         splits = _with_tail(splits, tail, seed)
     if noise:
         splits = bias.label_noise(splits, noise, noise_kind, seed)
@@ -157,6 +169,8 @@ def _load_plain(
     elif name in SOURCES:
         train, test, classes = load_published(name, default_root(root))
         splits = _splits(_examples(*train), _examples(*test), classes, name)
+    elif name in groups.WATERBIRDS:
+        return waterbirds.read(name, default_root(root), image_size)
     elif name.endswith(".npz"):
         splits = _splits(*arrays.read_npz(Path(name)), name)
     elif _is_folder(name):
@@ -164,7 +178,7 @@ def _load_plain(
     else:
         raise UserError(
             f"{name!r} is no data set, folder or .npz file; give one of "
-            f"{', '.join(NAMES)}, or a path that exists"
+            f"{', '.join([*NAMES, *groups.WATERBIRDS])}, or a path that exists"
         )
     return _with_channels(splits, channels)
 
@@ -263,26 +277,3 @@ def _with_channels(splits: Splits, channels: int | None) -> Splits:
         meta=colour(splits.meta),
         test=colour(splits.test),
     )
-
-
-def _with_held_out(splits: Splits, val: int, meta: int, seed: int) -> Splits:
-    num_classes = splits.num_classes
-    for part, size in enumerate((val, meta)):
-        if size < 0:
-            raise UserError("val_per_class and meta_per_class can't be negative")
-        if size == 0:
-            continue
-        smallest = int(splits.class_counts.min())
-        name = splits.class_names[int(splits.class_counts.argmin())]
-        if size >= smallest:
-            raise UserError(
-                f"class {name!r} has {smallest} training images; {size} of them can't "
-                f"be held out for {('validation', 'the meta set')[part]}, because at "
-                "least one must stay for training"
-            )
-        taken, rest = bias.hold_out(splits.train, size, num_classes, seed, part)
-        if part == 0:
-            splits = replace(splits, train=rest, val=taken)
-        else:
-            splits = replace(splits, train=rest, meta=taken)
-    return splits

@@ -30,7 +30,10 @@ class Images(Protocol):
         """These images followed by others of the same kind and shape."""
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """One uint8 tensor (B, C, H, W) for each tensor of indices in `chunks`."""
+        """One tensor (B, C, H, W) for each tensor of indices in `chunks`.
+
+        Bytes, or float32 where the "images" are features.
+        """
 
     def fingerprint(self) -> bytes:
         """Bytes that change when an image changes."""
@@ -41,7 +44,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Images as one uint8 tensor of shape (N, C, H, W)."""
+    """Images as one uint8 tensor of shape (N, C, H, W).
+
+    Features that a network made of images take the same place: float32, shape
+    (N, D, 1, 1).
+    """
 
     pixels: Tensor
 
@@ -63,7 +70,7 @@ class InMemory:
         return InMemory(torch.cat([self.pixels, other.pixels]))
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Tensor]:
-        """One uint8 tensor (B, C, H, W) per tensor of indices."""
+        """One tensor (B, C, H, W) per tensor of indices."""
         # One transfer for all chunks: a step must not wait for the device.
         order = torch.cat(list(chunks)).to(self.pixels.device)
         for index in order.split([len(chunk) for chunk in chunks]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,18 +29,22 @@ class Remote:
     Attributes:
         file: where it belongs, relative to the root.
         urls: addresses of the same bytes, tried in turn.
-        md5: published MD5.
+        md5: published MD5, or None where no source states one; then `check` decides
+            whether the contents are right.
         sha256: published SHA-256, or None where no source states one.
         unpacks_to: for a tar archive, the folder that it makes in the root.
         members: for a tar archive, MD5 of files in it, by path relative to the root.
+        check: for a tar archive, raises a UserError if the unpacked folder holds
+            something else than published.
     """
 
     file: str
     urls: tuple[str, ...]
-    md5: str
+    md5: str | None
     sha256: str | None = None
     unpacks_to: str | None = None
     members: dict[str, str] = field(default_factory=dict)
+    check: Callable[[Path], None] | None = None
 
     def results(self, root: Path) -> list[Path]:
         """What a reader opens: the file, the members, or the folder of the archive."""
@@ -55,7 +60,9 @@ class Remote:
 
     def is_right(self, path: Path) -> bool:
         """Whether `path` has the published checksums of the downloaded file."""
-        if not path.is_file() or digest(path, "md5") != self.md5:
+        if not path.is_file():
+            return False
+        if self.md5 is not None and digest(path, "md5") != self.md5:
             return False
         return self.sha256 is None or digest(path) == self.sha256
 
@@ -96,20 +103,21 @@ def download(remote: Remote, base: Path, name: str, progress: bool) -> None:
         f"{target.name} of {name} can't be downloaded. Tried:\n"
         + "\n".join(failures)
         + f"\nRun the command again later{kept}. Or download the file by hand, put it "
-        f"at\n  {target}\nand run the command again: it will be checked (MD5 "
-        f"{remote.md5})" + (" and unpacked" if remote.unpacks_to else "")
+        f"at\n  {target}\nand run the command again: it will be checked"
+        + (f" (MD5 {remote.md5})" if remote.md5 else "")
+        + (" and unpacked" if remote.unpacks_to else "")
     )
 
 
 def _try(url: str, target: Path, downloader: _Resuming) -> str | None:
     """Download from one address; None if the file is there, else why it isn't."""
-    reason = ""
+    reason, md5 = "", downloader.remote.md5
     for _ in range(_TRIES):
         before = _size(downloader.part)
         try:
             pooch.retrieve(
                 url,
-                known_hash=f"md5:{downloader.remote.md5}",
+                known_hash=f"md5:{md5}" if md5 else None,
                 fname=target.name,
                 path=target.parent,
                 downloader=downloader,

@@ -34,8 +34,26 @@ class SavedClassifier:
     image_shape: tuple[int, int, int]
 
 
+def check_savable(spec: Spec) -> None:
+    """Refuse to save a classifier that can't read images.
+
+    Raises:
+        UserError: if it was trained on frozen features.
+    """
+    if spec.features is not None:
+        raise UserError(
+            "a classifier of frozen features can't predict image files, because the "
+            "network that makes the features isn't part of it; leave out --save-model"
+        )
+
+
 def save_classifier(file: Path, spec: Spec, ready: Prepared) -> None:
-    """Write a trained classifier to one file, in one atomic step."""
+    """Write a trained classifier to one file, in one atomic step.
+
+    Raises:
+        UserError: see `check_savable`.
+    """
+    check_savable(spec)
     content = {
         "format": _FORMAT,
         "method": spec.method,

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import needsaug_lite
+from needsaug_lite.data import waterbirds
 from needsaug_lite.data.published import SOURCES, verify
 from needsaug_lite.data.sources import default_root
 from needsaug_lite.errors import UserError
@@ -56,7 +57,8 @@ def data_lines(root: Path | str | None = None) -> list[str]:
     """Every data set: bundled, verified, incomplete, damaged or absent."""
     place = default_root(root)
     lines = [f"  root: {place}", "  digits: bundled with scikit-learn"]
-    return lines + [f"  {name}: {_state(name, place)}" for name in SOURCES]
+    lines += [f"  {name}: {_state(name, place)}" for name in SOURCES]
+    return lines + _waterbirds_lines(place)
 
 
 def _state(name: str, root: Path) -> str:
@@ -73,6 +75,16 @@ def _state(name: str, root: Path) -> str:
     except UserError as error:
         return f"damaged: {error}"
     return f"verified in {folder}"
+
+
+def _waterbirds_lines(root: Path) -> list[str]:
+    try:
+        images = f"in {waterbirds.find(root)} (no checksum is published)"
+    except UserError:
+        images = "absent (`needsaug data fetch waterbirds`)"
+    file = root / waterbirds.FEATURES
+    made = f"in {file}" if file.is_file() else f"absent (`{waterbirds.EXTRACT}`)"
+    return [f"  waterbirds: {images}", f"  waterbirds_features: {made}"]
 
 
 def _plan() -> list[str]:

@@ -39,7 +39,8 @@ class Record(BaseModel):
         seconds: wall time of the training epochs.
         peak_memory_mib: of the process (CPU) or of torch on the device (GPU).
         threads: CPU threads of torch.
-        data_checksum: SHA-256 of the very images and labels.
+        data_checksum: SHA-256 of the very images and labels; of frozen features, that
+            of the images that they were made of.
         versions, python, device, code_version, created: provenance.
         weights_sha256: of the file with weights to start from, if there was one.
     """

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 from needsaug_lite.errors import UserError
 
 _BASELINES = "needsaug_lite.methods.baselines"
+_AUTOBALANCE = "needsaug_lite.methods.autobalance"
 # Settings that every method takes and that a spec states elsewhere.
 _COMMON = {"optimisation", "augment", "normalisation", "seed"}
 
@@ -72,6 +73,55 @@ METHODS: dict[str, Entry] = {
     "meta_iada": Entry("needsaug_lite.methods.meta_iada:MetaIADA", "Meta-IADA"),
     "up_weighting": Entry(f"{_BASELINES}.group_robust:UpWeighting", "UW"),
     "group_dro": Entry(f"{_BASELINES}.group_robust:GroupDRO", "GroupDRO"),
+    "fair_balanced": Entry(
+        f"{_BASELINES}.group_losses:FairLoss", "CE_bal^G", {"goal": "balanced"}
+    ),
+    "fair_deo": Entry(f"{_BASELINES}.group_losses:FairLoss", "CE_deo", {"goal": "deo"}),
+    "group_logit_adjustment": Entry(
+        f"{_BASELINES}.group_losses:GroupLogitAdjustment", "Group-LA"
+    ),
+    "autobalance_tau": Entry(
+        f"{_AUTOBALANCE}:AutoBalance", "AutoBalance: τ of LA", {"design": "tau"}
+    ),
+    "autobalance_l": Entry(
+        f"{_AUTOBALANCE}:AutoBalance", "AutoBalance: l", {"design": "l"}
+    ),
+    "autobalance_delta": Entry(
+        f"{_AUTOBALANCE}:AutoBalance", "AutoBalance: Δ", {"design": "delta"}
+    ),
+    "autobalance_delta_l": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "AutoBalance: Δ & l",
+        {"design": "delta_l", "initial": "plain"},
+    ),
+    "autobalance": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "AutoBalance: Δ & l, LA init",
+        {"design": "delta_l", "initial": "la"},
+    ),
+    "madao": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "MADAO",
+        {"design": "none", "initial": "plain", "policy": "single"},
+    ),
+    "autobalance_pda": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "AutoBalance: PDA",
+        {"design": "none", "initial": "plain", "policy": "personal"},
+    ),
+    "autobalance_pda_delta_l": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "AutoBalance: PDA, Δ & l",
+        {"design": "delta_l", "initial": "plain", "policy": "personal"},
+    ),
+    "autobalance_grouped": Entry(
+        f"{_AUTOBALANCE}:AutoBalance",
+        "AutoBalance",
+        {"design": "delta_l", "grouped": True},
+    ),
+    "trial_search": Entry(
+        "needsaug_lite.methods.trial_search:TrialSearch", "TPE search"
+    ),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from needsaug_lite import data, metrics, models, training
-from needsaug_lite.data import Normalisation, Splits
+from needsaug_lite.data import Cells, Normalisation, Splits
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import records, registry
+from needsaug_lite.experiments.features import frozen_features, image_checksum
 from needsaug_lite.experiments.perturbations import perturbation_scores
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
@@ -36,9 +37,16 @@ class Prepared:
 def prepare(
     spec: Spec, root: Path | None = None, device: str | torch.device = "cpu"
 ) -> Prepared:
-    """Load the data, build the network from the seed, and make the method."""
+    """Load the data, build the network from the seed, and make the method.
+
+    Features are made on the CPU, so that no device changes them, and kept in the
+    folder `features` beside the published data sets.
+    """
     options = spec.data.model_dump(exclude={"name"})
     splits = data.load(spec.data.name, root, seed=spec.seed, **options)
+    if spec.features is not None:
+        cache = data.default_root(root) / "features"
+        splits = frozen_features(splits, spec.features, seed=spec.seed, cache=cache)
     return prepare_with(splits.to(device), spec)
 
 
@@ -105,7 +113,7 @@ def run(
         return checked_row(known, spec, root)
     place = torch.device(device)
     ready = prepared or prepare(spec, root, place)
-    checksum = ready.splits.checksum()
+    checksum = image_checksum(ready.splits)
     if known is not None:
         # A folder that can't be written is found before the training, not after it.
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +133,13 @@ def run(
     if ready.splits.num_classes > CONFUSION_LIMIT:
         del scores["confusion"]
     scores |= noise_scores(ready) | attribute_scores(spec, ready, predictions)
+    scores |= fairness_scores(ready, predictions)
+    if isinstance(ready.method, training.LossDesigning):
+        found = ready.method.loss_parameters
+        scores["loss_parameters"] = {
+            name: None if table is None else table.tolist()
+            for name, table in found.items()
+        }
     if isinstance(ready.method, training.Perturbing):
         scores |= perturbation_scores(
             ready.method.epsilon, ready.splits.train, ready.splits.num_classes
@@ -186,6 +201,21 @@ def attribute_scores(
     return dict(
         metrics.generalised_long_tail_scores(predictions, groups, spec.data.attributes)
     )
+
+
+def fairness_scores(ready: Prepared, predictions: Predictions) -> dict[str, float]:
+    """Scores of fairness, if the images have groups with two attributes.
+
+    Returns:
+        See `metrics.fairness_scores`; nothing for other data.
+    """
+    if predictions.groups is None or ready.splits.train.groups is None:
+        return {}
+    cells = Cells.of(ready.splits)
+    if cells.attributes != 2:
+        return {}
+    counts = cells.counts(ready.splits.train)
+    return metrics.fairness_scores(predictions, cells, counts)
 
 
 def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:

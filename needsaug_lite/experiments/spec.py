@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import (
@@ -20,7 +20,7 @@ from pydantic import (
 
 from needsaug_lite.augment import StandardAugmentation
 from needsaug_lite.data.attributes import ATTRIBUTES
-from needsaug_lite.data.groups import check_options
+from needsaug_lite.data.groups import WATERBIRDS, check_options
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import registry
 from needsaug_lite.training import Optimisation
@@ -46,6 +46,9 @@ class DataSpec(BaseModel):
     colour: bool = False
     attribute_imbalance: Annotated[float, Field(ge=1)] | None = None
     attributes: Annotated[int, Field(ge=2)] = ATTRIBUTES
+    group_counts: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = (
+        None
+    )
     image_size: Annotated[int, Field(ge=8)] | None = None
     channels: Literal[1, 3] | None = None
     skip_broken: bool = False
@@ -67,6 +70,20 @@ class ModelSpec(BaseModel):
     weights: Path | None = None
 
 
+class FeatureSpec(BaseModel):
+    """Frozen features in place of images; see `features.frozen_features`."""
+
+    # Of the code that makes the features; it is raised when the features change.
+    version: ClassVar[int] = 1
+    model_config = _STRICT
+
+    width: PositiveInt = 16
+    feature_dim: PositiveInt = 512
+    epochs: PositiveInt = 4
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    lr: Annotated[float, Field(gt=0)] = 0.1
+
+
 class Spec(BaseModel):
     """One run: method, data, network, optimisation, length, seed.
 
@@ -84,6 +101,7 @@ class Spec(BaseModel):
     hyperparameters: dict[str, Any] = {}
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
+    features: FeatureSpec | None = None
     optimisation: Optimisation = Optimisation()
     augment: StandardAugmentation = StandardAugmentation()
     epochs: PositiveInt = 20
@@ -105,10 +123,26 @@ class Spec(BaseModel):
             )
         if self.profile == "reduced" and not self.deviations:
             raise ValueError("a reduced run must list its deviations from the paper")
-        brings_val = self.data.val_per_class > 0 or self.data.colour
+        published = self.data.name in WATERBIRDS
+        brings_val = self.data.val_per_class > 0 or self.data.colour or published
         if self.evaluate_on == "val" and not brings_val:
             raise ValueError("to evaluate on val, hold out data.val_per_class images")
+        self._check_features()
         return self
+
+    def _check_features(self) -> None:
+        if self.features is None:
+            return
+        if self.model.backbone != "linear":
+            raise ValueError(
+                "features are vectors and no images: set model.backbone to linear "
+                f"(given: {self.model.backbone}), or leave features out"
+            )
+        if self.augment != StandardAugmentation():
+            raise ValueError(
+                "features are made of images as they are, once: leave out augment, "
+                "or features"
+            )
 
     @property
     def method_version(self) -> int:
@@ -125,6 +159,10 @@ class Spec(BaseModel):
             "method_version": self.method_version,
             **_differences(values, default),
         }
+        if self.features is not None:
+            usual = FeatureSpec().model_dump(mode="json")
+            named["features"] = _differences(values["features"], usual)
+            named["features_version"] = FeatureSpec.version
         text = json.dumps(named, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -16,6 +16,7 @@ from needsaug_lite.hypergrad._objective import Loss as Loss
 from needsaug_lite.hypergrad._result import Hypergradient as Hypergradient
 from needsaug_lite.hypergrad._result import HypergradientWarning as HypergradientWarning
 from needsaug_lite.hypergrad._result import NotFiniteError as NotFiniteError
+from needsaug_lite.hypergrad._safe_neumann import safe_neumann as safe_neumann
 from needsaug_lite.hypergrad._solvers import IndefiniteError as IndefiniteError
 from needsaug_lite.hypergrad._solvers import Solver as Solver
 from needsaug_lite.hypergrad._solvers import conjugate_gradient as conjugate_gradient

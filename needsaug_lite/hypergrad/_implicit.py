@@ -43,7 +43,7 @@ def implicit(
         outer_loss: the same.
         params: θ*, tensors by name; which of them are free, see `unrolled`.
         hparams: h, tensors by name.
-        solver: of H u = v: `neumann`, `conjugate_gradient` or `exact`.
+        solver: of H u = v: `neumann`, `safe_neumann`, `conjugate_gradient` or `exact`.
         generator: decides the draws of what is random in the closures. Without it they
             follow from torch's default generator, which does not move.
 

@@ -12,6 +12,12 @@ from needsaug_lite.losses.classification import ldam as ldam
 from needsaug_lite.losses.classification import ldam_margins as ldam_margins
 from needsaug_lite.losses.classification import logit_adjusted as logit_adjusted
 from needsaug_lite.losses.classification import vector_scaling as vector_scaling
+from needsaug_lite.losses.fairness import average_risk as average_risk
+from needsaug_lite.losses.fairness import balanced_risk as balanced_risk
+from needsaug_lite.losses.fairness import conditional_risks as conditional_risks
+from needsaug_lite.losses.fairness import (
+    difference_of_equal_opportunity as difference_of_equal_opportunity,
+)
 from needsaug_lite.losses.implicit_augmentation import (
     FirstOrderTerms as FirstOrderTerms,
 )
@@ -23,4 +29,7 @@ from needsaug_lite.losses.implicit_augmentation import iada as iada
 from needsaug_lite.losses.implicit_augmentation import iada_weighted as iada_weighted
 from needsaug_lite.losses.implicit_augmentation import (
     perturbation_direction as perturbation_direction,
+)
+from needsaug_lite.losses.parametric import (
+    parametric_cross_entropy as parametric_cross_entropy,
 )

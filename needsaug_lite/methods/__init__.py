@@ -4,4 +4,5 @@ A baseline is imported from its own file; `needsaug_lite.experiments.registry` f
 of them by name.
 """
 
+from needsaug_lite.methods.autobalance import AutoBalance as AutoBalance
 from needsaug_lite.methods.meta_iada import MetaIADA as MetaIADA

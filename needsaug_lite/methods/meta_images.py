@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
-
-from needsaug_lite.data import Batch, Batches, Normalisation, Splits
+from needsaug_lite.data import Batches, Normalisation, Splits
 from needsaug_lite.errors import UserError
+from needsaug_lite.methods.endless import Endless
 
 
-class MetaImages:
+class MetaImages(Endless):
     """Batches of `splits.meta` without end, the same ones for the same epoch.
 
     They are shuffled and not augmented.
@@ -44,20 +42,4 @@ class MetaImages:
                 "for example 10"
             )
         size = min(batch_size, len(splits.meta))
-        self.batches = Batches(splits.meta, size, normalisation, seed=seed)
-        self.steps = steps
-        self.begin_epoch(0)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Start the batches of an epoch of training."""
-        self._coming: Iterator[Batch] = self._laps(epoch * self.steps)
-
-    def _laps(self, first: int) -> Iterator[Batch]:
-        for lap in count(first):
-            yield from self.batches.epoch(lap)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        return next(self._coming)
+        super().__init__(Batches(splits.meta, size, normalisation, seed=seed), steps)

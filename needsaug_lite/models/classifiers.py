@@ -17,7 +17,7 @@ TORCHVISION = {
     "resnet50": "resnet50",
     "resnext50": "resnext50_32x4d",
 }
-BACKBONES = ("convnet", "resnet32", *TORCHVISION)
+BACKBONES = ("convnet", "resnet32", *TORCHVISION, "linear")
 
 
 class Classifier(nn.Module):
@@ -130,7 +130,9 @@ def build(
     """A classifier for images of one shape, drawn from torch's global generator.
 
     Args:
-        backbone: convnet, resnet32, resnet18, resnet50 or resnext50.
+        backbone: convnet, resnet32, resnet18, resnet50, resnext50, or linear: nothing
+            but the numbers of the image in one row (D = channels * height * width), so
+            that the head is the whole model; for features, which are 1 x 1 "images".
         image_shape: channels, height, width.
         num_classes: C.
         width: of the convnet.
@@ -143,15 +145,18 @@ def build(
             weights that don't fit.
     """
     channels, height, breadth = image_shape
-    if min(height, breadth) < 8:
+    if backbone != "linear" and min(height, breadth) < 8:
         raise UserError(
-            f"images are {height} x {breadth} pixels; networks here need 8 x 8"
+            f"images are {height} x {breadth} pixels; networks here need 8 x 8 (for "
+            "features: backbone linear)"
         )
     if backbone == "convnet":
         body: nn.Module = convnet(channels, width)
         feature_dim = 2 * width
     elif backbone == "resnet32":
         body = resnet32(channels, feature_dim)
+    elif backbone == "linear":
+        body, feature_dim = nn.Flatten(), channels * height * breadth
     elif backbone in TORCHVISION:
         if channels != 3:
             raise UserError(

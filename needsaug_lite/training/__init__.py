@@ -6,6 +6,7 @@ from needsaug_lite.training.loop import History as History
 from needsaug_lite.training.loop import TrainingDivergedError as TrainingDivergedError
 from needsaug_lite.training.loop import fit as fit
 from needsaug_lite.training.schedules import Optimisation as Optimisation
+from needsaug_lite.training.stages import LossDesigning as LossDesigning
 from needsaug_lite.training.stages import Method as Method
 from needsaug_lite.training.stages import Perturbing as Perturbing
 from needsaug_lite.training.stages import Stage as Stage

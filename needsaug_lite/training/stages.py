@@ -78,3 +78,12 @@ class Suspicious(Protocol):
 
     def suspicion(self) -> Tensor:
         """A score for every training image, larger for wrong labels, shape (N,)."""
+
+
+@runtime_checkable
+class LossDesigning(Protocol):
+    """A method that finds the parameters of its own training loss."""
+
+    @property
+    def loss_parameters(self) -> Mapping[str, Tensor | None]:
+        """Values by name, for each class (C,) or class and attribute (C, A)."""

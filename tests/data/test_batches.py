@@ -164,6 +164,51 @@ def test_moments_of_a_sample_and_of_constant_images(make_splits):
     assert bool(norm(constant).isfinite().all())
 
 
+def features(numbers: torch.Tensor) -> data.Splits:
+    part = data.Examples(
+        data.InMemory(numbers[:, :, None, None]), torch.arange(len(numbers)) % 2
+    )
+    return data.Splits(part, part, part, part, ("a", "b"))
+
+
+def test_features_are_standardised_one_by_one_and_not_divided():
+    draw = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1e-6, 1.0, 300.0, 1e6])
+    numbers = torch.randn(700, 4, generator=draw) * scale + torch.tensor([0, 5, 0, 1e7])
+    splits = features(numbers)
+    norm = data.Normalisation.of(splits)
+    assert np.allclose(norm.mean, numbers.double().mean(0), rtol=1e-9)
+    assert np.allclose(norm.std, numbers.double().std(0, correction=0), rtol=1e-6)
+    images = everything(data.Batches(splits.train, 16, norm), 0)
+    assert images.dtype == torch.float32
+    assert torch.allclose(images.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose((images**2).mean((0, 2, 3)), torch.ones(4), atol=1e-4)
+    # The unit of a feature doesn't matter.
+    other = data.Normalisation.of(features(numbers * 512))
+    expected = norm(numbers[:, :, None, None])
+    assert torch.allclose(other(numbers[:, :, None, None] * 512), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-5, 7e8])
+def test_a_dead_feature_is_zero_on_all_images(value):
+    numbers = torch.stack([torch.arange(50.0), torch.full((50,), value)], 1)
+    norm = data.Normalisation.of(features(numbers))
+    seen = norm(numbers[:, :, None, None])
+    # Alive on images that were not there when the moments were taken.
+    new = norm(torch.tensor([[1.0, 12.0]])[:, :, None, None])
+    assert not seen[:, 1].any()
+    assert not new[:, 1].any()
+    assert bool(seen[:, 0].any())
+
+
+def test_bytes_are_normalised_to_the_same_bits_as_ever():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    mean, std = (torch.tensor(m).view(1, 3, 1, 1) for m in
+                 (data.IMAGENET.mean, data.IMAGENET.std))  # fmt: skip
+    expected = (pixels.to(torch.float32) / 255 - mean) / std
+    assert data.IMAGENET(pixels).equal(expected)
+
+
 # --- augmentation against a slow reference ---------------------------------------
 
 
@@ -338,6 +383,18 @@ def test_global_random_state_has_no_influence(examples):
     assert runs[0].equal(runs[1])
 
 
+@pytest.mark.parametrize("asked", [{"crop": 1}, {"flip": True}, {"cutout": 2}])
+def test_features_can_not_be_augmented(asked):
+    part = features(torch.rand(4, 3)).train
+    norm = data.Normalisation((0.0,) * 3, (1.0,) * 3)
+    change = augment.StandardAugmentation(**asked)
+    with pytest.raises(UserError, match="here are features.*leave crop, flip"):
+        everything(data.Batches(part, 2, norm, augment=change), 0)
+    nothing = augment.StandardAugmentation()
+    same = data.Batches(part, 2, norm, augment=nothing, shuffle=False)
+    assert everything(same, 0).equal(part.images.pixels)
+
+
 def test_a_lone_last_image_joins_the_batch_before_it(examples):
     sizes = {
         count: [
@@ -349,3 +406,16 @@ def test_a_lone_last_image_joins_the_batch_before_it(examples):
         for count in (1, 8, 9, 17, 18)
     }
     assert sizes == {1: [1], 8: [8], 9: [9], 17: [8, 9], 18: [8, 8, 2]}
+
+
+@pytest.mark.parametrize(
+    "norm", [data.IMAGENET, data.Normalisation((0.02, 0.5, 1.0), (1e-3, 0.3, 0.01))]
+)
+def test_every_byte_survives_the_way_back_from_its_normalisation(
+    norm: data.Normalisation,
+) -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
+    images = norm(pixels)
+    unit = norm.inverse(images)
+    assert torch.equal(unit, pixels.float() / 255)
+    assert torch.equal(norm.from_unit(unit), images)

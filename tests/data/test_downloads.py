@@ -411,6 +411,30 @@ def test_a_wrong_archive_leaves_no_folder(offer_archive, tmp_path, content, mess
     assert [path.name for path in root.iterdir()] == ["toy.tar.gz"]
 
 
+def test_without_a_checksum_the_contents_decide(
+    offer_archive, server, tmp_path, caplog
+):
+    def check(folder: Path) -> None:
+        if (folder / "train").read_bytes() != MEMBERS["toy-batches/train"]:
+            raise UserError(f"{folder.name} is another version")
+
+    settings = {"md5": None, "sha256": None, "members": {}, "check": check}
+    offer_archive(packed(MEMBERS | {"toy-batches/train": b"other"}), **settings)
+    with pytest.raises(UserError, match="toy-batches is another version"):
+        fetch("toy", tmp_path)
+    assert leftovers(tmp_path) == ["toy.tar.gz"]
+    (tmp_path / "toy.tar.gz").unlink()
+    content = offer_archive(packed(MEMBERS), **settings)
+    server.behaviour["/toy.tar.gz"] = ["cut"]
+    with caplog.at_level(logging.WARNING, logger="needsaug_lite"):
+        assert fetch("toy", tmp_path) == [tmp_path / "toy-batches"]
+    assert "no checksum is published for toy.tar.gz" in caplog.text
+    assert sha256(content) in caplog.text
+    before = len(server.requests)
+    assert fetch("toy", tmp_path) == [tmp_path / "toy-batches"]
+    assert len(server.requests) == before
+
+
 # --- the table of sources and the scripts ---------------------------------------------
 
 
@@ -444,7 +468,7 @@ def run_script(name: str, monkeypatch, *arguments: str) -> None:
     runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
 
 
-@pytest.mark.parametrize("name", sorted(SOURCES))
+@pytest.mark.parametrize("name", sorted(DOWNLOADS))
 def test_every_source_has_a_script(server, offer, tmp_path, monkeypatch, capsys, name):
     offer("/toy.gz")
     server.files["/toy.gz"] = CONTENT

@@ -38,7 +38,14 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     return results, run(Spec.checked(SMALL), results=results)
 
 
-NEED_GROUPS = {"up_weighting", "group_dro"}
+NEED_GROUPS = {
+    "up_weighting",
+    "group_dro",
+    "fair_balanced",
+    "fair_deo",
+    "group_logit_adjustment",
+    "autobalance_grouped",
+}
 
 
 @pytest.mark.parametrize("method", registry.METHODS)
@@ -188,7 +195,8 @@ def test_no_method_is_given_the_true_labels(method: str) -> None:
     options = spec.data.model_dump(exclude={"name"})
     splits = data.load("digits", seed=spec.seed, **options)
     # No noisy data of ours have groups; those of a user may.
-    train = replace(splits.train, groups=torch.arange(len(splits.train)) % 3)
+    plain = splits.train
+    train = replace(plain, groups=2 * plain.labels + torch.arange(len(plain)) % 2)
     ready = runner.prepare_with(replace(splits, train=train), spec)
     assert ready.splits.train.mislabelled is not None
     held = vars(ready.method).values()

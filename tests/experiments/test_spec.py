@@ -9,6 +9,9 @@ import pytest
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import Spec, registry
+from needsaug_lite.experiments.spec import FeatureSpec
+
+FEATURES: dict[str, Any] = {"features": {}, "model": {"backbone": "linear"}}
 
 
 def spec(**values: Any) -> Spec:
@@ -19,6 +22,8 @@ def test_hash_of_a_known_run_never_changes() -> None:
     # Committed rows are named like this: if it fails, they would all be lost.
     run = spec(method="ldam_drw", data={"imbalance": 20}, seed=1)
     assert run.run_id == "66affefb95aa7958"
+    # Only what differs from the usual features is in it: they may get new options.
+    assert spec(**FEATURES).run_id == "cb9edab9c98b4387"
 
 
 def test_every_value_that_matters_changes_the_hash() -> None:
@@ -38,6 +43,13 @@ def test_every_value_that_matters_changes_the_hash() -> None:
         spec(data={"colour": True}, evaluate_on="val"),
         spec(data={"attribute_imbalance": 10}),
         spec(data={"attribute_imbalance": 10, "attributes": 3}),
+        spec(data={"group_counts": (40, 4, 2, 20)}),
+        spec(data={"group_counts": (40, 4, 2, 21)}),
+        spec(data={"name": "waterbirds_features"}),
+        spec(data={"name": "waterbirds_features"}, evaluate_on="val"),
+        spec(model={"backbone": "linear"}),
+        spec(**FEATURES),
+        spec(**{**FEATURES, "features": {"epochs": 5}}),
     ]
     names = {run.run_id for run in [base, *others]}
     assert len(names) == len(others) + 1
@@ -54,6 +66,18 @@ def test_remarks_do_not_change_the_hash() -> None:
         spec(profile="reduced", deviations=[text]) for text in ("short", "shorter")
     )
     assert one.run_id == other.run_id
+
+
+def test_options_of_features_keep_the_rules_of_all_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = FeatureSpec().model_dump()
+    short, long = spec(**FEATURES), spec(**{**FEATURES, "features": usual})
+    assert short.run_id == long.run_id == Spec.checked(short.model_dump()).run_id
+    before, without = short.run_id, spec().run_id
+    monkeypatch.setattr(FeatureSpec, "version", FeatureSpec.version + 1)
+    assert short.run_id != before
+    assert spec().run_id == without
 
 
 def test_a_new_version_of_a_method_is_another_run(
@@ -90,6 +114,11 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"data": {"attribute_imbalance": 9, "noise": 0.1}}, "leave out noise"),
         ({"data": {"attribute_imbalance": 9, "val_per_class": 15}}, "multiple of 6"),
         ({"data": {"attributes": 4}}, "no effect"),
+        ({"data": {"group_counts": [9, 9, 9]}}, "data.group_counts.3: Field required"),
+        ({"data": {"group_counts": [9, 9, 9, 0]}}, "group_counts.3: .*greater than 0"),
+        ({"data": {"group_counts": [9] * 4, "noise": 0.1}}, "leave out noise"),
+        ({"data": {"group_counts": [9] * 4, "meta_per_class": 3}}, "multiple of 2"),
+        ({"data": {"name": "waterbirds", "imbalance": 9}}, "leave out imbalance"),
         ({"optimisation": {"lr": -0.1}}, "optimisation.lr: .*greater than 0"),
         ({"optimisation": {"learning_rate": 1}}, "unknown name"),
         ({"optimisation": {"batch_size": 0}}, "greater than 0"),
@@ -99,6 +128,10 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"profile": "full", "deviations": ["short"]}, "no deviations"),
         ({"profile": "reduced"}, "must list its deviations"),
         ({"evaluate_on": "val"}, "val_per_class"),
+        ({"features": {}}, "backbone to linear .given: convnet"),
+        ({**FEATURES, "augment": {"flip": True}}, "leave out augment"),
+        ({**FEATURES, "features": {"dim": 3}}, "features.dim: unknown name"),
+        ({**FEATURES, "features": {"lr": 0}}, "greater than 0"),
     ],
 )
 def test_nonsense_is_refused_in_words(values: dict[str, Any], message: str) -> None:

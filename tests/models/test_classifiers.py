@@ -87,7 +87,23 @@ def test_weights_from_disk(tmp_path: Path) -> None:
         models.build("resnet18", (3, 32, 32), 10, weights=tmp_path / "none.pt")
 
 
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_linear_backbone_is_a_head_on_the_numbers_as_they_are(head: str) -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 1, 1), (3, 4, 2)):
+        model = models.build("linear", shape, 5, head=head)
+        numbers = torch.randn(6, *shape)
+        assert model.feature_dim == 24
+        assert torch.equal(model.features(numbers), numbers.flatten(1))
+        assert torch.equal(model(numbers), model.head(numbers.flatten(1)))
+    assert "linear" in models.BACKBONES
+    linear = models.build("linear", (24, 1, 1), 5)
+    assert parameters(linear) == 24 * 5 + 5
+
+
 def test_bad_requests_are_named() -> None:
+    with pytest.raises(UserError, match="1 x 1 pixels.*backbone linear"):
+        models.build("convnet", (512, 1, 1), 10)
     with pytest.raises(UserError, match="needs colour images"):
         models.build("resnet18", (1, 28, 28), 10)
     with pytest.raises(UserError, match="unknown backbone"):

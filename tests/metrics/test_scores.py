@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, precision_score
 
 from needsaug_lite import data, metrics, models
 from needsaug_lite.errors import UserError
@@ -131,18 +129,10 @@ def test_sample_losses_are_in_order_and_average_to_the_loss() -> None:
 # --- groups -----------------------------------------------------------------------
 
 
-def grouped_predictions(count: int = 600, attributes: int = 3) -> Predictions:
-    """Four classes; how often they are right depends on the attribute."""
-    draw = torch.Generator().manual_seed(1)
-    logits = torch.randn(count, 4, generator=draw)
-    labels = torch.randint(4, (count,), generator=draw)
-    attribute = torch.randint(attributes, (count,), generator=draw)
-    logits[torch.arange(count), labels] += 2.0 - 0.9 * attribute
-    return Predictions(logits, labels, labels * attributes + attribute)
-
-
-def test_group_accuracies_and_their_worst_and_mean() -> None:
-    predictions = grouped_predictions()
+def test_group_accuracies_and_their_worst_and_mean(
+    grouped_predictions: Predictions,
+) -> None:
+    predictions = grouped_predictions
     scores = from_predictions(predictions)
     assert predictions.groups is not None
     hits = (predictions.logits.argmax(1) == predictions.labels).double()
@@ -168,76 +158,3 @@ def test_an_absent_group_is_left_out() -> None:
     assert scores["group_support"] == [1, 0, 0, 2]
     assert scores["worst_group_accuracy"] == 0.5
     assert scores["average_group_accuracy"] == 0.75
-
-
-def resampled(predictions: Predictions, shares: torch.Tensor) -> tuple[float, float]:
-    """Accuracy and precision on a large test set drawn with the shares of groups."""
-    draw = np.random.default_rng(0)
-    assert predictions.groups is not None
-    labels = predictions.labels.numpy()
-    guesses = predictions.logits.argmax(1).numpy()
-    drawn = draw.choice(len(shares), 400_000, p=(shares / shares.sum()).numpy())
-    index = np.empty(len(drawn), dtype=int)
-    for group in np.unique(drawn):
-        pool = np.flatnonzero(predictions.groups.numpy() == group)
-        index[drawn == group] = draw.choice(pool, int((drawn == group).sum()))
-    truth, guess = labels[index], guesses[index]
-    return accuracy_score(truth, guess), precision_score(truth, guess, average="macro")
-
-
-def test_weighted_scores_are_those_of_a_resampled_test_set() -> None:
-    predictions = grouped_predictions()
-    counts = torch.tensor([[60, 30, 10], [20, 10, 5], [8, 1, 1], [0, 3, 3]])
-    train_groups = torch.repeat_interleave(torch.arange(12), counts.flatten())
-    scores = metrics.generalised_long_tail_scores(predictions, train_groups, 3)
-    shares = (counts / counts.sum(1, keepdim=True)).double()
-    clt = resampled(predictions, shares.flatten())
-    glt = resampled(predictions, torch.ones(12).double())
-    assert scores["clt_accuracy"] == pytest.approx(clt[0], abs=0.004)
-    assert scores["clt_precision"] == pytest.approx(clt[1], abs=0.004)
-    assert scores["glt_accuracy"] == pytest.approx(glt[0], abs=0.004)
-    assert scores["glt_precision"] == pytest.approx(glt[1], abs=0.004)
-    # In closed form: the mean over classes of the weighted recalls of their groups.
-    rates = torch.tensor(from_predictions(predictions)["per_group"]).view(4, 3)
-    expected = float((shares * rates).sum(1).mean())
-    assert scores["clt_accuracy"] == pytest.approx(expected)
-    assert scores["glt_accuracy"] == pytest.approx(float(rates.mean()))
-    assert abs(scores["clt_accuracy"] - scores["glt_accuracy"]) > 0.05
-
-
-def test_equal_groups_in_training_make_both_protocols_equal() -> None:
-    predictions = grouped_predictions()
-    balanced = torch.arange(12).repeat(7)
-    scores = metrics.generalised_long_tail_scores(predictions, balanced, 3)
-    assert scores["clt_accuracy"] == pytest.approx(scores["glt_accuracy"])
-    assert scores["clt_precision"] == pytest.approx(scores["glt_precision"])
-
-
-def test_groups_without_test_images_pass_their_share_on() -> None:
-    # Class 0: attribute 0 right, 1 absent; class 1: both there; class 2: none at all.
-    guesses = torch.eye(3)[[0, 0, 1, 0]]
-    found = Predictions(guesses, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 2, 3]))
-    train = torch.tensor([0, 1, 1, 1, 2, 2, 2, 3, 4, 5])
-    scores = metrics.generalised_long_tail_scores(found, train, 2)
-    assert scores["clt_accuracy"] == pytest.approx((1 + 3 / 4) / 2)
-    assert scores["glt_accuracy"] == pytest.approx((1 + 1 / 2) / 2)
-    assert scores["glt_precision"] == pytest.approx((1 / 1.5 + 1) / 2)
-    # Class 1 has training images of an attribute only that no test image has.
-    alone = Predictions(guesses[:3], found.labels[:3], torch.tensor([0, 0, 2]))
-    scores = metrics.generalised_long_tail_scores(alone, torch.tensor([0, 3]), 2)
-    assert scores["clt_accuracy"] == 1
-    assert scores["clt_precision"] == 1
-
-
-def test_weighted_scores_need_groups_that_fit() -> None:
-    predictions = grouped_predictions()
-    train = torch.arange(12)
-    for wrong in (
-        Predictions(predictions.logits, predictions.labels),
-        Predictions(predictions.logits, predictions.labels, predictions.labels),
-    ):
-        with pytest.raises(UserError, match="attributes=3"):
-            metrics.generalised_long_tail_scores(wrong, train, 3)
-    lonely = Predictions(torch.eye(2)[:1], torch.tensor([0]), torch.tensor([0]))
-    with pytest.raises(UserError, match="no test image"):
-        metrics.generalised_long_tail_scores(lonely, torch.tensor([1]), 2)
