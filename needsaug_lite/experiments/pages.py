@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from needsaug_lite.data.groups import WATERBIRDS
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import comparisons
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
@@ -20,6 +21,7 @@ from needsaug_lite.experiments.implicit_augmentation_table import (
 )
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
+from needsaug_lite.experiments.search_cost_table import search_cost_table
 from needsaug_lite.files import write_text
 
 METRICS = {
@@ -32,6 +34,12 @@ GROUP_METRICS = {
     "top1": "average accuracy",
     "worst_group_accuracy": "worst group",
     "average_group_accuracy": "mean over groups",
+}
+FAIRNESS_METRICS = {
+    "adjusted_accuracy": "accuracy, cells weighted as in training",
+    "average_group_accuracy": "mean over cells",
+    "worst_group_accuracy": "worst cell",
+    "deo": "DEO (of 200)",
 }
 ATTRIBUTE_METRICS = {
     "clt_accuracy": "CLT accuracy",
@@ -120,6 +128,8 @@ def _measured(rows: Sequence[Record]) -> str:
 def _metrics_of(rows: Sequence[Record]) -> dict[str, str]:
     """What tells most about data with the bias of these rows: metric and its name."""
     data = [row.spec.data for row in rows]
+    if any(part.group_counts or part.name in WATERBIRDS for part in data):
+        return FAIRNESS_METRICS
     if any(part.colour for part in data):
         return GROUP_METRICS
     if any(part.attribute_imbalance is not None for part in data):
@@ -207,6 +217,7 @@ def write_pages(results: Path, out: Path) -> list[Path]:
         "implicit_augmentation.md": implicit_augmentation_table(
             measured / "implicit_augmentation.json"
         ),
+        "search_cost.md": search_cost_table(measured / "search_cost.json"),
     }
     for paper in TITLES:
         pages[f"paper_{paper}.md"] = paper_tables(paper, records)

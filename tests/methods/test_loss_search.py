@@ -70,6 +70,17 @@ def test_every_cell_gives_its_share(share: float, grouped: bool) -> None:
     torch.testing.assert_close(method.fair_loss.shares, held / held.sum())
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_validation_batches_hold_equally_many_of_every_cell(grouped: bool) -> None:
+    method = still(coloured(load()), grouped=grouped, batch_size=40)
+    each = 2 if grouped else 4
+    for batch in method.strata.epoch(0):
+        found = method.cells.number(batch.labels, batch.groups).bincount()
+        present = method.cells.counts(method.strata.examples).flatten() > 0
+        assert found[present[: len(found)]].unique().tolist() == [each]
+        assert len(batch) == each * int(present.sum())
+
+
 def test_a_lone_image_stays_in_training() -> None:
     splits = load()
     first = (splits.train.labels == 9).nonzero().flatten()[1:]
