@@ -235,6 +235,11 @@ class AutoBalance(LossSearch):
             )
         search = max(1, round(self.search_length * epochs))
         warm = round(self.start * search)
+        if warm == search and self.start < 1:
+            raise UserError(
+                f"a search of {search} epochs with start={self.start} is all warm-up; "
+                "train longer or start earlier"
+            )
         name, batches = type(self).__name__, self.search_batches
 
         def begin_epoch(epoch: int) -> Mapping[str, float]:

@@ -649,6 +649,11 @@ def test_nothing_to_search_for() -> None:
         training.fit(method, 1)
 
 
+def test_a_search_that_rounds_to_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="all warm-up"):
+        make(AutoBalance, start=0.9).stages(3)
+
+
 @pytest.mark.parametrize("terms", [0, 11])
 def test_impossible_lengths_of_the_series(terms: int) -> None:
     with pytest.raises(UserError, match=f"terms is {terms}; give 1 to 10"):
