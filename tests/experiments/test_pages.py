@@ -23,6 +23,7 @@ def table_of(method: str = "cross_entropy", **data: Any) -> str:
         ({"imbalance": 5}, "few-shot classes"),
         ({"noise": 0.4}, "wrong labels found"),
         ({"colour": True}, "worst group"),
+        ({"group_counts": (60, 20, 20, 60)}, "DEO"),
         ({"attribute_imbalance": 3, "n_max": 40}, "GLT precision"),
     ],
 )
