@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from types import MappingProxyType
 
 import moocore
@@ -182,9 +183,10 @@ def _line(record: Record) -> dict[str, float]:
 
 
 def _other_settings(record: Record) -> str:
-    """Everything but seed, λ and remarks, as text that can be compared."""
+    """Everything but experiment, seed, λ and remarks, as text to compare."""
     hyperparameters = {**record.spec.hyperparameters, "fairness": None}
-    changed = {"seed": 0, "deviations": (), "hyperparameters": hyperparameters}
+    changed: dict[str, Any] = {"experiment": "", "seed": 0, "deviations": ()}
+    changed["hyperparameters"] = hyperparameters
     return record.spec.model_copy(update=changed).model_dump_json()
 
 

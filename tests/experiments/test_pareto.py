@@ -148,6 +148,13 @@ def test_one_area_for_each_seed() -> None:
     assert shuffled.equals(table)
 
 
+def test_rows_of_two_experiments_make_one_front() -> None:
+    first, *others = rows()
+    spec = first.spec.model_copy(update={"experiment": "another"})
+    moved = first.model_copy(update={"spec": spec})
+    assert hypervolumes([moved, *others]).equals(hypervolumes(rows()))
+
+
 def test_the_mean_curve_has_a_point_for_each_strength() -> None:
     curve = mean_curve(rows())
     assert curve["fairness"].tolist() == [0.0, 0.5]
