@@ -74,6 +74,21 @@ PAPER_NAMES = {
     "isda": {"ISDA"},
     "meta_weight_net": {"Meta-Weight-Net"},
     "meta_iada": {"Meta-IADA"},
+    "autobalance_tau": {"AutoBalance: τ of LA loss"},
+    "autobalance_l": {"AutoBalance: l"},
+    "autobalance_delta": {"AutoBalance: Δ"},
+    "autobalance_delta_l": {"AutoBalance: Δ & l"},
+    "autobalance": {"AutoBalance: Δ & l, LA init"},
+    "madao": {"MADAO"},
+    "autobalance_pda": {"AutoBalance: PDA"},
+    "autobalance_pda_delta_l": {"AutoBalance: PDA, Δ & l"},
+}
+# Experiments that follow the recipe of one paper: their rows stand beside no other.
+RECIPES = {
+    "cifar10_lt": "meta_iada",
+    "cifar100_lt": "meta_iada",
+    "cifar_noisy": "meta_iada",
+    "cifar100_lt_autobalance": "autobalance",
 }
 _SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
 _PERCENT: dict[str, Callable[[Record], float]] = {
@@ -171,7 +186,10 @@ def _paper_line(line: dict[str, Any], records: Sequence[Record]) -> dict[str, st
 
 
 def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Record]:
-    """Full rows of the same method on the same data at the same imbalance."""
+    """Full rows of the same method on the same data at the same imbalance.
+
+    Rows that follow the recipe of another paper (`RECIPES`) are left out.
+    """
     setting = str(line["setting"])
     name = _SAME_DATA.get(str(line["dataset"]))
     if name is None or not setting.startswith("imbalance=") or ";" in setting:
@@ -185,6 +203,7 @@ def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Recor
         and record.spec.data.name == name
         and record.spec.data.imbalance == imbalance
         and line["method"] in PAPER_NAMES.get(record.spec.method, set())
+        and RECIPES.get(record.spec.experiment, line["paper"]) == line["paper"]
     ]
 
 
