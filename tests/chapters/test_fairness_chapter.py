@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers.taught import definitions, functions
@@ -17,7 +19,10 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from needsaug_lite import hypergrad, losses
-from needsaug_lite.data import Batch, Cells
+from needsaug_lite.data import Batch, Cells, Normalisation, StratifiedBatches
+from needsaug_lite.data.splits import Examples, InMemory
+from needsaug_lite.experiments import hypotheses
+from needsaug_lite.methods.endless import Endless
 from needsaug_lite.methods.fair_objective import FairObjective
 
 NOTEBOOK = "09_fairness_as_an_upper_level.ipynb"
@@ -173,3 +178,47 @@ def test_smallest_head_without_factors_is_the_widest_margin(taught: Any) -> None
     labels, groups = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
     head = taught.smallest_head(points, labels, groups, np.ones((2, 2)))
     assert np.abs(taught.direction(head) - [1.0, 0.0, 0.0]).max() < 1e-6
+
+
+def test_control_is_judged_by_the_images_it_is_given() -> None:
+    mine = "autobalance_grouped"
+    taught = functions(
+        NOTEBOOK,
+        {"judge_by"},
+        StratifiedBatches=StratifiedBatches,
+        Endless=Endless,
+        FairObjective=FairObjective,
+        LIVE={mine: {"goal": "deo", "fairness": 0.9}},
+        MINE=mine,
+    )
+    cells, none = Cells(2, 2, torch.tensor([0, 1, 0, 1])), Normalisation((0.0,), (1.0,))
+
+    def images(repeats: list[int]) -> Examples:
+        cell = torch.arange(4).repeat_interleave(torch.tensor(repeats))
+        values = torch.full((len(cell), 1, 1, 1), sum(repeats), dtype=torch.uint8)
+        return Examples(InMemory(values), cell // 2, cell)
+
+    held, rest = images([2, 2, 2, 2]), images([6, 3, 2, 1])
+    strata = StratifiedBatches(held, cells.number(held.labels, held.groups), 4, none)
+    method = SimpleNamespace(
+        cells=cells, strata=strata, validation=Endless(strata, 3), fair_loss=None
+    )
+    taught.judge_by(method, rest)
+    batch = next(method.validation)
+    assert float(batch.images.mean()) == pytest.approx(12 / 255)
+    assert method.validation.steps == 3
+    assert method.fair_loss.fairness == 0.9
+    assert_close(method.fair_loss.shares * 12, torch.tensor([[6.0, 3.0], [2.0, 1.0]]))
+
+
+def test_answers_speak_of_what_was_compared() -> None:
+    taught = functions(NOTEBOOK, {"worded"}, hypotheses=hypotheses)
+    frame = pd.DataFrame(
+        {"repeats": ["", "", ""], "verdict": ["higher", "lower", "no difference shown"]}
+    )
+    expected = (
+        "not supported: better in 1, no difference shown in 1, worse in 1 "
+        "of 3 comparisons"
+    )
+    assert taught.worded(frame, "better", "worse") == expected
+    assert taught.worded(frame.iloc[:0], "better", "worse") == "not measured"
