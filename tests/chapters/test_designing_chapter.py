@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 from itertools import islice
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.taught import definitions, functions
 from scipy.optimize import nnls
 from torch.func import functional_call
@@ -18,14 +21,16 @@ from torch.testing import assert_close
 
 from needsaug_lite import hypergrad, losses, models
 from needsaug_lite.data import Batch, load
+from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.methods.autobalance import AutoBalance
 from needsaug_lite.training import Optimisation
 
 DECAY = 0.3  # large, so that its part in the Hessian can be seen
 NOTEBOOK = "08_designing_a_loss.ipynb"
+ROOT = Path(__file__).parents[2]
 ALGORITHM = {"train_loss", "balanced_loss", "flat", "upper_gradient", "search"}
 MARGINS = {"gaussian_classes", "constraints", "hard_margin", "recalls"}
-TAUGHT = ALGORITHM | MARGINS | {"pairwise", "neumann_sum"}
+TAUGHT = ALGORITHM | MARGINS | {"pairwise", "neumann_sum", "reach_of", "moved_by"}
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +183,42 @@ def test_upper_loss_is_balanced(taught: Any, sizes: tuple[int, ...]) -> None:
     expected = losses.balanced_risk(losses.conditional_risks(each, labels, (3, 1)))
     found = taught.balanced_loss(model, dict(model.named_parameters()), batch)
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_reach_is_that_of_the_optimiser(taught: Any, momentum: float) -> None:
+    number, reach = taught.reach_of(10, 8, 0.25, 1.0, 4, 0.05, momentum)
+    assert number == 15
+    moved = taught.moved_by(0.05, number, momentum)
+    assert reach == pytest.approx(-moved, rel=1e-4)
+
+
+def test_the_box_has_the_constants_of_the_rows() -> None:
+    text = "".join(
+        "".join(cell["source"])
+        for cell in json.loads((ROOT / "nbs" / NOTEBOOK).read_text())["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    box = text.partition("Search, then train again")[2].partition("```")[0]
+    grid = yaml.safe_load((ROOT / "nbs/grids/digits_lt_autobalance.yaml").read_text())
+    spec = Spec.checked(grid["base"] | {"method": "autobalance"})
+    found, lower = spec.hyperparameters, spec.optimisation
+    flowing = " ".join(box.split())
+    warm = round(found["start"] * spec.epochs)
+    for said in (
+        f"{100 * found['validation_share']:.0f}% of each class",
+        f"{warm} of {spec.epochs} epochs",
+        f"**Search**, {spec.epochs - warm} epochs",
+        f"Batches of {lower.batch_size}, rate {lower.lr}, momentum {lower.momentum}",
+        f"{100 * lower.warmup}% of the epochs",
+        f"rate times {lower.factor} at {100 * lower.milestones[0]:.0f}%",
+        f"every {found['interval']}th later one",
+        f"rate {found['outer_lr']}, momentum {found['outer_momentum']}, weight decay",
+        f"H^{found['terms']} v",
+        f"\\min({found['largest_step']:.0f},",
+        f"*all* images for {spec.epochs} epochs",
+    ):
+        assert said in flowing, said
+    assert (lower.weight_decay, found["outer_decay"]) == (2e-4, 1e-4)
+    assert "weight decay 2·10⁻⁴" in flowing
+    assert found["outer_batches"] == 1
