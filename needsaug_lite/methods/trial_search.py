@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import optuna
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
@@ -216,6 +215,8 @@ class TrialSearch(LossSearch):
         number = len(self.trials)
         if number == 0:
             return self.start
+        import optuna  # late: it is slow, and talks in a notebook
+
         draw = generator(self.batches.seed, _PROPOSAL, number)
         sampler = optuna.samplers.TPESampler(
             n_startup_trials=min(RANDOM_TRIALS, -(-self.number // 3)),
@@ -278,6 +279,8 @@ def _finite(value: Tensor) -> Tensor:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Optuna without its announcements."""
+    import optuna
+
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
