@@ -107,16 +107,13 @@ class AutoBalance(LossSearch):
         Raises:
             UserError: see `LossSearch`.
         """
-        space = {
-            "design": design,
-            "initial": initial,
-            "tau": tau,
-            "cluster_size": cluster_size,
-        }
         super().__init__(
             model,
             splits,
-            space,
+            design=design,
+            initial=initial,
+            tau=tau,
+            cluster_size=cluster_size,
             goal=goal,
             fairness=fairness,
             grouped=grouped,
@@ -269,7 +266,6 @@ class AutoBalance(LossSearch):
         return {
             **super().state_dict(),
             "augmentation": self.augmentation and self.augmentation.state_dict(),
-            "hparams": {name: h.detach() for name, h in self.hparams.items()},
             "outer": [optimiser.state_dict() for optimiser, _ in self.outer],
             "outer_loss": self.outer_loss,
             "steps": self.steps,
@@ -280,9 +276,6 @@ class AutoBalance(LossSearch):
         super().load_state_dict(state)
         if self.augmentation is not None:
             self.augmentation.load_state_dict(state["augmentation"])
-        with torch.no_grad():
-            for name, value in state["hparams"].items():
-                self.hparams[name].copy_(value)
         for (optimiser, _), saved in zip(self.outer, state["outer"], strict=True):
             optimiser.load_state_dict(saved)
         self.outer_loss, self.steps = state["outer_loss"], state["steps"]

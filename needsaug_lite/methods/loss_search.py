@@ -16,7 +16,12 @@ from needsaug_lite.data import Batch, Batches, Cells, Splits, StratifiedBatches,
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import Supervised
 from needsaug_lite.methods.fair_objective import FairObjective, Goal
-from needsaug_lite.methods.loss_design import LossDesign, LossParameters
+from needsaug_lite.methods.loss_design import (
+    Design,
+    Initial,
+    LossDesign,
+    LossParameters,
+)
 from needsaug_lite.models import Classifier
 from needsaug_lite.training import Stage
 
@@ -41,8 +46,11 @@ class LossSearch(Supervised, ABC):
         self,
         model: Classifier,
         splits: Splits,
-        space: Mapping[str, Any],
         *,
+        design: Design,
+        initial: Initial,
+        tau: float,
+        cluster_size: int,
         goal: Goal,
         fairness: float,
         grouped: bool,
@@ -54,7 +62,7 @@ class LossSearch(Supervised, ABC):
         Args:
             model: trained in place, on the device of `splits`.
             splits: `train` is learned from; other parts aren't looked at.
-            space: arguments of `LossDesign`.
+            design, initial, tau, cluster_size: see `LossDesign`.
             goal, fairness: see `FairObjective`.
             grouped: give every cell of class and attribute its own loss parameters and
                 its own place in the validation batches; otherwise classes only.
@@ -76,7 +84,13 @@ class LossSearch(Supervised, ABC):
                 "images have none; load them with group_counts, or leave grouped out"
             )
         self.cells = Cells.of(splits, grouped=grouped)
-        self.space = LossDesign(self.cells.counts(splits.train), **space)
+        self.space = LossDesign(
+            self.cells.counts(splits.train),
+            design=design,
+            initial=initial,
+            tau=tau,
+            cluster_size=cluster_size,
+        )
         self.alpha: LossParameters = self.space.detached()
         self.first_state = deepcopy(model.state_dict())
         numbers = self.cells.number(splits.train.labels, splits.train.groups)

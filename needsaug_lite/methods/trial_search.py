@@ -98,16 +98,13 @@ class TrialSearch(LossSearch):
         Raises:
             UserError: see `LossSearch`.
         """
-        space = {
-            "design": design,
-            "initial": initial,
-            "tau": tau,
-            "cluster_size": cluster_size,
-        }
         super().__init__(
             model,
             splits,
-            space,
+            design=design,
+            initial=initial,
+            tau=tau,
+            cluster_size=cluster_size,
             goal=goal,
             fairness=fairness,
             grouped=grouped,

@@ -41,7 +41,13 @@ def coloured(splits: Splits, *, by_attribute: bool = False) -> Splits:
 
 def still(splits: Splits | None = None, **settings: Any) -> Still:
     splits = only_train(load()) if splits is None else splits
-    space = {"design": "delta_l", "initial": "la", **settings.pop("space", {})}
+    space = {
+        "design": "delta_l",
+        "initial": "la",
+        "tau": 1.0,
+        "cluster_size": 1,
+        **settings.pop("space", {}),
+    }
     options = {
         "goal": "balanced",
         "fairness": 1.0,
@@ -49,7 +55,7 @@ def still(splits: Splits | None = None, **settings: Any) -> Still:
         "validation_share": 0.25,
     }
     return make(
-        lambda *arguments, **common: Still(*arguments, space, **common),
+        lambda *arguments, **common: Still(*arguments, **space, **common),
         splits,
         **{**options, **settings},
     )
