@@ -35,6 +35,46 @@ def mean_per_class(values: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return sums.index_add(0, labels, values) / counts
 
 
+def oversampling_shares(counts: Tensor) -> Tensor:
+    """Share of each class among what is added to bring all classes to one size.
+
+    P(c) = (n_max - n_c) / sum_k (n_max - n_k)
+
+    With as many added samples as are missing, real and added ones together are
+    balanced in expectation; nothing is added to the largest class.
+
+    Args:
+        counts: training samples of each class, shape (C,).
+
+    Returns:
+        Probabilities, float64, shape (C,); uniform if all classes have one size.
+
+    Source: GAMO (Mullick et al. 2019) as its published code draws labels; facog
+    Sec. 3.4 refers to it (errata F7).
+    """
+    missing = (counts.max() - counts).double()
+    if not bool(missing.any()):
+        return torch.full_like(missing, 1 / len(counts))
+    return missing / missing.sum()
+
+
+def inverse_frequency_shares(counts: Tensor) -> Tensor:
+    """Shares in inverse proportion to the class sizes.
+
+    P(c) = (1 / n_c) / sum_k (1 / n_k)
+
+    Args:
+        counts: training samples of each class, at least 1, shape (C,).
+
+    Returns:
+        Probabilities, float64, shape (C,).
+
+    Source: the words of facog Sec. 3.4, which its reference contradicts (errata F7).
+    """
+    inverse = 1 / counts.double()
+    return inverse / inverse.sum()
+
+
 def class_allocation(
     validation_losses: Tensor, *, temperature: float = 1.0, floor: float = 0.0
 ) -> Tensor:

@@ -8,3 +8,6 @@ from needsaug_lite.augment.operations import OPERATIONS as OPERATIONS
 from needsaug_lite.augment.operations import Operation as Operation
 from needsaug_lite.augment.policies import AugmentationPolicy as AugmentationPolicy
 from needsaug_lite.augment.policies import PolicyDraws as PolicyDraws
+from needsaug_lite.augment.published import published_policy as published_policy
+from needsaug_lite.augment.views import AutoAugmentCutout as AutoAugmentCutout
+from needsaug_lite.augment.views import SimAugment as SimAugment

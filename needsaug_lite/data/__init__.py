@@ -11,6 +11,9 @@ from needsaug_lite.data.bias import long_tail as long_tail
 from needsaug_lite.data.bias import long_tail_counts as long_tail_counts
 from needsaug_lite.data.cells import Cells as Cells
 from needsaug_lite.data.clusters import attribute_groups as attribute_groups
+from needsaug_lite.data.gamo import GAMO_COUNTS as GAMO_COUNTS
+from needsaug_lite.data.gamo import gamo_test_index as gamo_test_index
+from needsaug_lite.data.gamo import gamo_train as gamo_train
 from needsaug_lite.data.groups import colour as colour
 from needsaug_lite.data.sources import NAMES as NAMES
 from needsaug_lite.data.sources import default_root as default_root

@@ -134,6 +134,7 @@ class Batches:
         seed: int = 0,
         shuffle: bool = True,
         class_weights: Tensor | None = None,
+        view: int = 0,
     ) -> None:
         """Describe the batches; nothing is read yet.
 
@@ -147,6 +148,8 @@ class Batches:
             class_weights: if given, an epoch draws as many images as there are,
                 with replacement, image i in proportion to class_weights[y_i];
                 shape (C,).
+            view: batches that differ in this number alone hold the same images,
+                augmented differently.
         """
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it must be at least 1")
@@ -172,6 +175,7 @@ class Batches:
         self.seed = seed
         self.shuffle = shuffle
         self.class_weights = class_weights
+        self.view = view
 
     def __len__(self) -> int:
         return len(self._sizes())
@@ -211,7 +215,8 @@ class Batches:
         for step, pixels in enumerate(part.images.stream(chunks)):
             on_device = pixels.to(device, non_blocking=True)
             if self.augment is not None:
-                draw = generator(self.seed, _AUGMENT, epoch, step)
+                view = (self.view,) if self.view else ()
+                draw = generator(self.seed, _AUGMENT, epoch, step, *view)
                 on_device = self.augment(on_device, draw)
             index = indices[step]
             groups = None if part.groups is None else part.groups[index]

@@ -35,6 +35,11 @@ _OWN_OF_WATERBIRDS = {
     "colour": False,
     **_OWN_OF_COLOUR,
     "skip_broken": False,
+    "gamo": False,
+}
+_OWN_OF_GAMO = {
+    "group_counts": None,
+    **{k: usual for k, usual in _OWN_OF_GROUP_COUNTS.items() if k != "channels"},
 }
 DIGITS = ("0 to 4", "5 to 9")
 
@@ -61,6 +66,13 @@ def check_options(options: Mapping[str, object]) -> None:
         check_multiple(options, ("meta_per_class",), 2, _HALVES)
     if options.get("group_counts") is not None:
         _check_group_counts(options)
+    if options.get("gamo"):
+        _refuse(
+            options,
+            _OWN_OF_GAMO,
+            "gamo says how many images of every class there are, in the order of the "
+            "labels and with right ones",
+        )
     if options.get("name") in WATERBIRDS:
         _refuse(
             options,

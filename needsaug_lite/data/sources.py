@@ -13,6 +13,7 @@ from torch import Tensor
 
 from needsaug_lite.data import arrays, bias, folders, groups, waterbirds
 from needsaug_lite.data.attributes import ATTRIBUTES, attribute_tail
+from needsaug_lite.data.gamo import gamo_train
 from needsaug_lite.data.published import SOURCES, load_published
 from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
 from needsaug_lite.data.spurious import coloured_groups
@@ -60,6 +61,7 @@ def load(
     attribute_imbalance: float | None = None,
     attributes: int = ATTRIBUTES,
     group_counts: Sequence[int] | None = None,
+    gamo: bool = False,
     image_size: int | None = None,
     channels: int | None = None,
     skip_broken: bool = False,
@@ -85,6 +87,8 @@ def load(
             images are then balanced over attributes too.
         group_counts: coloured digits with right labels and these numbers of training
             images; see `spurious.coloured_groups`.
+        gamo: GAMO's class sizes, drawn with replacement; val and meta images come
+            from those it never draws; see `gamo_train`.
         image_size: height and width, for a folder of images (default 32) or
             waterbirds (default 224).
         channels: 1 or 3, for a folder; default: 1 if all images are grey. Grey
@@ -117,12 +121,15 @@ def load(
     grouping = {"attribute_imbalance": attribute_imbalance, "attributes": attributes}
     others = {"colour": colour, "noise": noise, "channels": channels}
     more = {"name": name, "group_counts": group_counts, "skip_broken": skip_broken}
-    groups.check_options({**tail, **held, **grouping, **others, **more})
+    own = {"gamo": gamo}
+    groups.check_options({**tail, **held, **grouping, **others, **more, **own})
     splits = _load_plain(name, root, image_size, channels, skip_broken)
     if colour:
         splits = groups.colour(splits, meta_per_class=meta_per_class, seed=seed)
     elif group_counts is not None:
         splits = coloured_groups(splits, group_counts, seed=seed, **held)
+    elif gamo:
+        splits = gamo_train(splits, seed, **held)
     elif name in groups.WATERBIRDS:
         splits = waterbirds.with_meta(splits, meta_per_class, seed)
     elif attribute_imbalance is not None:

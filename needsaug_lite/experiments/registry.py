@@ -15,6 +15,8 @@ from needsaug_lite.errors import UserError
 
 _BASELINES = "needsaug_lite.methods.baselines"
 _AUTOBALANCE = "needsaug_lite.methods.autobalance"
+_FACOG = "needsaug_lite.methods.facog"
+_SOURCES = f"{_BASELINES}.feature_sources"
 # Settings that every method takes and that a spec states elsewhere.
 _COMMON = {"optimisation", "augment", "normalisation", "seed"}
 
@@ -122,6 +124,23 @@ METHODS: dict[str, Entry] = {
     "trial_search": Entry(
         "needsaug_lite.methods.trial_search:TrialSearch", "TPE search"
     ),
+    "facog": Entry(f"{_FACOG}:FACoG", "FACoG"),
+    "facog_phase1": Entry(
+        f"{_BASELINES}.contrastive_training:ContrastiveTraining", "Phase 1"
+    ),
+    "feature_copy": Entry(
+        f"{_SOURCES}:FixedMixing", "Copied features", {"kind": "copy"}
+    ),
+    "feature_dirichlet": Entry(
+        f"{_SOURCES}:FixedMixing", "Evenly mixed features", {"kind": "dirichlet"}
+    ),
+    "feature_smote": Entry(f"{_SOURCES}:FeatureSMOTE", "SMOTE"),
+    "feature_gan": Entry(f"{_SOURCES}:FeatureGAN", "cGAN"),
+    "gamo": Entry(f"{_SOURCES}:FeatureGAMO", "GAMO", {"judged": True}),
+    "gamo_without_d": Entry(f"{_SOURCES}:FeatureGAMO", "GAMO w/o D", {"judged": False}),
+    "hybrid_contrastive": Entry(
+        f"{_BASELINES}.hybrid_contrastive:HybridContrastive", "Hybrid-SC"
+    ),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),
@@ -156,3 +175,12 @@ def hyperparameters(name: str) -> type[BaseModel]:
             fields[parameter.name] = (hints[parameter.name], parameter.default)
     config = ConfigDict(extra="forbid", frozen=True)
     return create_model(f"{chosen.label} hyperparameters", __config__=config, **fields)
+
+
+def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the named method from plain values, as of a spec.
+
+    Settings that a method takes as a dataclass are built.
+    """
+    checked = hyperparameters(name)(**values)
+    return {field: getattr(checked, field) for field in type(checked).model_fields}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,7 @@ def prepare_with(splits: Splits, spec: Spec) -> Prepared:
         augment=spec.augment,
         normalisation=normalisation,
         seed=spec.seed,
-        **spec.hyperparameters,
+        **registry.arguments(spec.method, spec.hyperparameters),
         **chosen.fixed,
     )
     return Prepared(splits, normalisation, model, method)
@@ -91,6 +93,7 @@ def run(
     every: int = 1,
     resume: bool = False,
     progress: bool | None = None,
+    starts: Path | None = None,
     prepared: Prepared | None = None,
 ) -> Record:
     """Train, evaluate, and write the row; a row that exists is read instead.
@@ -101,6 +104,8 @@ def run(
         root: folder of the published data sets; see `data.default_root`.
         device: where tensors live; it isn't part of the spec.
         checkpoint, every, resume, progress: see `training.fit`.
+        starts: folder in which first stages that several methods share are kept and
+            looked for; see `training.SharedStart`.
         prepared: then it trains also if the row exists, and leaves the row as it is;
             what `prepare` returned for this spec, if the caller needs the
             trained model afterwards.
@@ -125,6 +130,7 @@ def run(
         resume=resume,
         run=f"{spec.run_id} on data {checksum[:16]}",
         progress=progress,
+        **_shared_start(spec, ready.method, checksum, place, starts),
     )
     counts = ready.splits.class_counts
     part = getattr(ready.splits, spec.evaluate_on)
@@ -133,7 +139,7 @@ def run(
     if ready.splits.num_classes > CONFUSION_LIMIT:
         del scores["confusion"]
     scores |= noise_scores(ready) | attribute_scores(spec, ready, predictions)
-    scores |= fairness_scores(ready, predictions)
+    scores |= fairness_scores(ready, predictions) | gamo_scores(spec, predictions)
     if isinstance(ready.method, training.LossDesigning):
         found = ready.method.loss_parameters
         scores["loss_parameters"] = {
@@ -163,6 +169,29 @@ def run(
     if results is not None and known is not None and not known.exists():
         record.save(results)
     return record
+
+
+def _shared_start(
+    spec: Spec,
+    method: training.Method,
+    checksum: str,
+    device: torch.device,
+    folder: Path | None,
+) -> dict[str, Any]:
+    """Where the first stage of a run is kept, by all that it depends on."""
+    if folder is None or not isinstance(method, training.SharedStart):
+        return {}
+    shared = {"data", "features", "model", "optimisation", "augment", "epochs", "seed"}
+    settings = {
+        **spec.model_dump(mode="json", include=shared),
+        "settings": dict(method.start_settings),
+        "images": checksum,
+        "weights": _weights_digest(spec),
+        "torch": torch.__version__,
+        "device": device.type,
+    }
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return {"start": folder / f"{name[:16]}.start", "start_run": name}
 
 
 def noise_scores(ready: Prepared) -> dict[str, Any]:
@@ -201,6 +230,26 @@ def attribute_scores(
     return dict(
         metrics.generalised_long_tail_scores(predictions, groups, spec.data.attributes)
     )
+
+
+def gamo_scores(spec: Spec, predictions: Predictions) -> dict[str, Any]:
+    """Scores on the test images that GAMO draws, if the training images are GAMO's.
+
+    Args:
+        spec: its seed draws the images.
+        predictions: of the whole test part, in its order.
+
+    Returns:
+        `gamo_test` with `balanced_accuracy` (GAMO's ACSA) and `geometric_mean` (its
+        GM) of 100 images per class; nothing for other data or another part.
+    """
+    if not spec.data.gamo or spec.evaluate_on != "test":
+        return {}
+    logits, labels = predictions.logits, predictions.labels
+    index = data.gamo_test_index(labels, logits.shape[1], spec.seed)
+    found = metrics.from_predictions(Predictions(logits[index], labels[index]))
+    names = ("balanced_accuracy", "geometric_mean")
+    return {"gamo_test": {name: found[name] for name in names}}
 
 
 def fairness_scores(ready: Prepared, predictions: Predictions) -> dict[str, float]:

@@ -49,6 +49,7 @@ class DataSpec(BaseModel):
     group_counts: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = (
         None
     )
+    gamo: bool = False
     image_size: Annotated[int, Field(ge=8)] | None = None
     channels: Literal[1, 3] | None = None
     skip_broken: bool = False

@@ -1,5 +1,12 @@
 """Losses as pure functions of tensors."""
 
+from needsaug_lite.losses.adversarial import (
+    least_squares_discriminator as least_squares_discriminator,
+)
+from needsaug_lite.losses.adversarial import (
+    least_squares_generator as least_squares_generator,
+)
+from needsaug_lite.losses.adversarial import misclassification as misclassification
 from needsaug_lite.losses.classification import (
     class_balanced_weights as class_balanced_weights,
 )
@@ -12,6 +19,12 @@ from needsaug_lite.losses.classification import ldam as ldam
 from needsaug_lite.losses.classification import ldam_margins as ldam_margins
 from needsaug_lite.losses.classification import logit_adjusted as logit_adjusted
 from needsaug_lite.losses.classification import vector_scaling as vector_scaling
+from needsaug_lite.losses.contrastive import (
+    augmented_supervised_contrastive as augmented_supervised_contrastive,
+)
+from needsaug_lite.losses.contrastive import (
+    supervised_contrastive as supervised_contrastive,
+)
 from needsaug_lite.losses.fairness import average_risk as average_risk
 from needsaug_lite.losses.fairness import balanced_risk as balanced_risk
 from needsaug_lite.losses.fairness import conditional_risks as conditional_risks

@@ -4,6 +4,18 @@ from needsaug_lite.models.classifiers import BACKBONES as BACKBONES
 from needsaug_lite.models.classifiers import Classifier as Classifier
 from needsaug_lite.models.classifiers import build as build
 from needsaug_lite.models.classifiers import load_weights as load_weights
+from needsaug_lite.models.feature_gan import (
+    ConditionalDiscriminator as ConditionalDiscriminator,
+)
+from needsaug_lite.models.feature_gan import ConvexGenerator as ConvexGenerator
+from needsaug_lite.models.feature_gan import CopyWeights as CopyWeights
+from needsaug_lite.models.feature_gan import DirichletWeights as DirichletWeights
+from needsaug_lite.models.feature_gan import FeatureGenerator as FeatureGenerator
+from needsaug_lite.models.feature_gan import InstanceGenerator as InstanceGenerator
+from needsaug_lite.models.feature_gan import Mixer as Mixer
+from needsaug_lite.models.feature_gan import SeeingGenerator as SeeingGenerator
+from needsaug_lite.models.feature_gan import mix as mix
 from needsaug_lite.models.heads import CosineHead as CosineHead
 from needsaug_lite.models.heads import make_head as make_head
+from needsaug_lite.models.heads import two_layers as two_layers
 from needsaug_lite.models.perturbation import PerturbationNetwork as PerturbationNetwork

@@ -137,7 +137,7 @@ def build(
         num_classes: C.
         width: of the convnet.
         feature_dim: of resnet32.
-        head: linear or cosine.
+        head: linear, cosine or two_layers.
         weights: file with a state dict for the backbone, from the user's disk.
 
     Raises:

@@ -29,10 +29,25 @@ class CosineHead(nn.Module):
         return self.scale * cosines
 
 
+def two_layers(feature_dim: int, outputs: int) -> nn.Sequential:
+    """Two fully connected layers with a rectifier between them, D wide.
+
+    Source: facog Sec. 3.2, for its classifier and its projection; the width is our
+    choice.
+    """
+    return nn.Sequential(
+        nn.Linear(feature_dim, feature_dim),
+        nn.ReLU(),
+        nn.Linear(feature_dim, outputs),
+    )
+
+
 def make_head(kind: str, feature_dim: int, num_classes: int) -> nn.Module:
-    """A "linear" or "cosine" head from D features to C logits."""
+    """A "linear", "cosine" or "two_layers" head from D features to C logits."""
     if kind == "linear":
         return nn.Linear(feature_dim, num_classes)
     if kind == "cosine":
         return CosineHead(feature_dim, num_classes)
-    raise UserError(f"unknown head {kind!r}; use linear or cosine")
+    if kind == "two_layers":
+        return two_layers(feature_dim, num_classes)
+    raise UserError(f"unknown head {kind!r}; use linear, cosine or two_layers")

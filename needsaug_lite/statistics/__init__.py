@@ -10,3 +10,6 @@ from needsaug_lite.statistics.covariance import ClassCovariance as ClassCovarian
 from needsaug_lite.statistics.covariance import (
     nearest_positive_semidefinite as nearest_positive_semidefinite,
 )
+from needsaug_lite.statistics.feature_dictionary import (
+    FeatureDictionary as FeatureDictionary,
+)

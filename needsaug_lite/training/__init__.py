@@ -9,5 +9,6 @@ from needsaug_lite.training.schedules import Optimisation as Optimisation
 from needsaug_lite.training.stages import LossDesigning as LossDesigning
 from needsaug_lite.training.stages import Method as Method
 from needsaug_lite.training.stages import Perturbing as Perturbing
+from needsaug_lite.training.stages import SharedStart as SharedStart
 from needsaug_lite.training.stages import Stage as Stage
 from needsaug_lite.training.stages import Suspicious as Suspicious

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.training.checkpoint import load_checkpoint, save_checkpoint
-from needsaug_lite.training.stages import Method, Stage
+from needsaug_lite.training.stages import Method, SharedStart, Stage
 
 # One look at the losses costs one wait for the device.
 STEPS_BETWEEN_CHECKS = 50
@@ -51,6 +51,8 @@ def fit(
     every: int = 1,
     resume: bool = False,
     run: str = "",
+    start: Path | None = None,
+    start_run: str = "",
     progress: bool | None = None,
 ) -> History:
     """Drive all stages of a method.
@@ -68,6 +70,9 @@ def fit(
         every: epochs between checkpoints.
         resume: continue from `checkpoint` if it exists.
         run: name of the run; a checkpoint of another run is refused.
+        start: file with the end of the first stage; if it exists, that stage is read
+            instead of trained, otherwise it is written. Only for a `SharedStart`.
+        start_run: name of all that the first stage depends on.
         progress: show a bar; None shows it on a terminal only.
 
     Returns:
@@ -84,6 +89,12 @@ def fit(
         method.load_state_dict(state["method"])
         history, done = History(state["history"]), state["epochs_done"]
     stages = list(method.stages(epochs))
+    if not isinstance(method, SharedStart):
+        start = None
+    elif start is not None and start.exists() and not done:
+        state = load_checkpoint(start, start_run, device)
+        method.load_start_state(state["method"])
+        history, done = History(state["history"]), state["epochs_done"]
     bar = tqdm(
         total=sum(stage.epochs for stage in stages),
         initial=done,
@@ -104,22 +115,27 @@ def fit(
             history.rows.append(row)
             finished = number + 1 == bar.total
             if checkpoint is not None and ((number + 1) % every == 0 or finished):
-                _save(checkpoint, run, method, history, number + 1)
+                _save(checkpoint, run, method.state_dict(), history, number + 1)
             bar.update()
         first += stage.epochs
+        if start is not None and stage is stages[0] and not start.exists():
+            assert isinstance(method, SharedStart)
+            _save(start, start_run, method.start_state(), history, first)
     bar.close()
     return history
 
 
-def _save(file: Path, run: str, method: Method, history: History, done: int) -> None:
-    state = {
+def _save(
+    file: Path, run: str, state: dict[str, Any], history: History, done: int
+) -> None:
+    content = {
         "run": run,
-        "method": method.state_dict(),
+        "method": state,
         "history": history.rows,
         "epochs_done": done,
     }
-    device = next(method.model.parameters()).device
-    save_checkpoint(file, state, device)
+    weights: Tensor = next(iter(state["model"].values()))
+    save_checkpoint(file, content, weights.device)
 
 
 def _run_epoch(stage: Stage, epoch: int) -> Row:

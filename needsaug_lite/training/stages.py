@@ -87,3 +87,21 @@ class LossDesigning(Protocol):
     @property
     def loss_parameters(self) -> Mapping[str, Tensor | None]:
         """Values by name, for each class (C,) or class and attribute (C, A)."""
+
+
+@runtime_checkable
+class SharedStart(Protocol):
+    """A method whose first stage is the same in other methods too.
+
+    Who trains several of them can train that stage once.
+    """
+
+    @property
+    def start_settings(self) -> Mapping[str, Any]:
+        """What the first stage depends on, beside data, network and optimisation."""
+
+    def start_state(self) -> dict[str, Any]:
+        """What later stages need of the first one."""
+
+    def load_start_state(self, state: dict[str, Any]) -> None:
+        """Put back what `start_state` returned."""
