@@ -12,6 +12,8 @@ from needsaug_lite.augment.policies import AugmentationPolicy
 from needsaug_lite.errors import UserError
 
 _Entry = tuple[str, float, int | None]
+_Line = tuple[str, float, int | None, int]  # and the sign
+_SIGNS = tuple(product((1, -1), repeat=2))
 _TOP = 9  # the strongest of AutoAugment's ten bins
 _BLENDS = ("brightness", "color", "contrast", "sharpness")
 # The paper's 150 pixels of 331, in the unit of `operations`: 0.45 of the side.
@@ -28,7 +30,7 @@ def published_policy(name: str, channels: int) -> AugmentationPolicy:
         translate                      m = min(1, (150/331)/0.45 · k/9), and a sign
         brightness, color, contrast,   m = 1/2 ± k/18: factor 0.1 + 1.8 m = 1 ± k/10
             sharpness
-        posterize                      m = b/4 - 1, b = 8 - round(4 k/9) bits
+        posterize                      m = 1 - k/9: round(8 - 4 k/9) bits
         solarize                       m = (t - 1/2)/256, t = ⌈255 (9 - k)/9⌉: inverts
                                        the bytes of at least t
 
@@ -36,9 +38,10 @@ def published_policy(name: str, channels: int) -> AugmentationPolicy:
     sub-policies therefore stands there four times, once for every pair of signs.
 
     What differs from torchvision's `AutoAugment`: warps are bilinear, not nearest; a
-    translation is not cut to whole pixels and at bin 9 is 0.45 of the side instead of
-    0.453; nothing is rounded to bytes between the two stages. Operations that need
-    colour keep grey images.
+    shear of +m is that of -m there, about the centre of the first pixel and not its
+    corner; a translation is not cut to whole pixels and at bin 9 is 0.45 of the side
+    instead of 0.453; nothing is rounded to bytes between the two stages. Operations
+    that need colour keep grey images.
 
     Args:
         name: "cifar10", "svhn" or "imagenet".
@@ -67,6 +70,13 @@ def published_policy(name: str, channels: int) -> AugmentationPolicy:
     policy = AugmentationPolicy(
         1, channels, sub_policies=len(rows), operations=names
     ).requires_grad_(False)
+    _write(rows, policy)
+    return policy
+
+
+def _write(rows: list[list[_Line]], policy: AugmentationPolicy) -> None:
+    """Set the parameters; what the policy has no operation for is never applied."""
+    names = policy.operation_names
     weights = torch.zeros(policy.operation_logits.shape, dtype=torch.float64)
     magnitudes, probabilities = torch.full_like(weights, 0.5), weights.clone()
     for s, row in enumerate(rows):
@@ -79,10 +89,6 @@ def published_policy(name: str, channels: int) -> AugmentationPolicy:
     policy.operation_logits.copy_(weights.log())
     policy.magnitude_logits.copy_(magnitudes.logit())
     policy.probability_logits.copy_(probabilities.logit())
-    return policy
-
-
-_SIGNS = tuple(product((1, -1), repeat=2))
 
 
 def _table(name: str) -> list[tuple[_Entry, _Entry]]:
@@ -113,7 +119,7 @@ def _magnitude(operation: str, level: int | None, sign: int) -> float:
     if operation in _BLENDS:
         return (1 + sign * share) / 2
     if operation == "posterize":
-        return 1 - round(4 * share) / 4
+        return 1 - share
     if operation == "solarize":
         # Half a byte below the threshold, where rounding can't move a pixel across.
         threshold = -(-255 * (_TOP - level) // _TOP)

@@ -19,6 +19,10 @@ Root = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Results = Annotated[Path, typer.Option(help="Folder of the rows.")]
+Starts = Annotated[
+    Path | None,
+    typer.Option(help="Folder of first phases, to train each once for all methods."),
+]
 Skip = Annotated[bool, typer.Option(help="Leave unreadable image files out.")]
 Weights = Annotated[
     Path | None, typer.Option(help="State dict for the backbone, from your disk.")

@@ -15,6 +15,7 @@ from needsaug_lite.cli.options import (
     Root,
     Size,
     Skip,
+    Starts,
     Weights,
     check_device,
 )
@@ -58,6 +59,7 @@ def run(
     resume: Annotated[
         bool, typer.Option(help="Continue from the checkpoint if it exists.")
     ] = False,
+    starts: Starts = None,
     save_model: Annotated[
         Path | None, typer.Option(help="Write the trained network, for `predict`.")
     ] = None,
@@ -101,6 +103,7 @@ def run(
         checkpoint=checkpoint,
         every=every,
         resume=resume,
+        starts=starts,
         prepared=ready,
     )
     if save_model is not None:
@@ -124,12 +127,15 @@ def grid(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only say what would run.")
     ] = False,
+    starts: Starts = None,
 ) -> None:
     """Compute the rows of a grid that don't stand yet."""
     check_device(device)
     from needsaug_lite.experiments.grid import run_grid
 
-    report = run_grid(file, results, root, cores, keep_going, dry_run, device)
+    report = run_grid(
+        file, results, root, cores, keep_going, dry_run, device, starts=starts
+    )
     typer.echo(report.summary())
     raise typer.Exit(report.exit_code)
 

@@ -182,6 +182,7 @@ def run_grid(
     dry_run: bool = False,
     device: str = "cpu",
     *,
+    starts: Path | None = None,
     work: Path | None = None,
     snakemake_arguments: Sequence[str] = (),
     command: Sequence[str] = RUN,
@@ -199,6 +200,7 @@ def run_grid(
         keep_going: finish the other runs after one has failed.
         dry_run: only report what would run.
         device: handed on to the runs.
+        starts: folder of first phases that methods share, handed on to the runs.
         work: folder for specs, logs and Snakemake's notes; `.grid/<name>` by default.
         snakemake_arguments: further arguments, e.g. `--profile` of a cluster.
         command: what runs one spec.
@@ -218,6 +220,7 @@ def run_grid(
     work = (work or _work_folder(file, results)).resolve()
     options = ["--results", str(results), "--device", device]
     options += ["--root", str(root.resolve())] if root else []
+    options += ["--starts", str(starts.resolve())] if starts else []
     with _driver(work) as lock:
         # An earlier driver may have finished some of them while we waited.
         pending = [s for s in pending if not row_stands(s, results)]

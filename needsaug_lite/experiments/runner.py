@@ -190,6 +190,7 @@ def _shared_start(
         "torch": torch.__version__,
         "device": device.type,
     }
+    folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return {"start": folder / f"{name[:16]}.start", "start_run": name}
 

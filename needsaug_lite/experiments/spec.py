@@ -221,6 +221,8 @@ def _in_words(problem: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{where}: unknown name"
+    if problem["type"] in ("dataclass_type", "model_type"):
+        return f"{where}: give names with values (given: {problem['input']!r})"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = f" (given: {problem['input']!r})" if where else ""
     return f"{where}: {message}{given}" if where else message

@@ -99,8 +99,9 @@ def _check(
     temperature: float,
 ) -> None:
     shapes = [tuple(t.shape) for t in (generated, generated_labels, real, real_labels)]
-    (count, dim), (more, other_dim) = generated.shape, real.shape
-    if dim != other_dim or shapes[1] != (count,) or shapes[3] != (more,):
+    features, labels = shapes[::2], shapes[1::2]
+    fit = {len(s) for s in features} == {2} and [s[:1] for s in features] == labels
+    if not fit or features[0][1] != features[1][1]:
         raise ValueError(
             "projections need shape (M, D) and labels (M,), with one D for all; given "
             f"{', '.join(map(str, shapes))}"

@@ -118,7 +118,9 @@ def fit(
                 _save(checkpoint, run, method.state_dict(), history, number + 1)
             bar.update()
         first += stage.epochs
-        if start is not None and stage is stages[0] and not start.exists():
+        # After a resume in a later stage, the end of the first one is gone.
+        ended_now = stage is stages[0] and done <= first
+        if start is not None and ended_now and not start.exists():
             assert isinstance(method, SharedStart)
             _save(start, start_run, method.start_state(), history, first)
     bar.close()

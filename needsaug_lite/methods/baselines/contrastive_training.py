@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from needsaug_lite import losses
 from needsaug_lite.augment import AutoAugmentCutout, SimAugment, StandardAugmentation
-from needsaug_lite.data import Batch, Batches, Normalisation, Splits
+from needsaug_lite.data import Batch, Batches, Normalisation, Splits, generator
 from needsaug_lite.data.batches import Augmentation
 from needsaug_lite.methods.baselines.supervised import (
     DEFERRED_START,
@@ -23,6 +23,7 @@ from needsaug_lite.models import Classifier, two_layers
 from needsaug_lite.training import Optimisation, Stage
 from needsaug_lite.training.schedules import set_learning_rate
 
+_PROJECTION = 602
 Weight = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -119,8 +120,9 @@ class ContrastiveTraining(Supervised):
         )
         self.device = splits.train.labels.device
         with torch.random.fork_rng(devices=[]):
-            # Of its own, so that what a subclass draws before leaves it as it is.
-            torch.manual_seed(seed)
+            # Of its own: what a subclass draws before leaves it as it is, and the
+            # weights aren't those of a network that was drawn from the same seed.
+            torch.manual_seed(generator(seed, _PROJECTION).initial_seed())
             self.projection = two_layers(model.feature_dim, phase1.projection_dim)
         self.projection.to(self.device)
         self.optimiser = self.optimisation.optimiser(self.networks())

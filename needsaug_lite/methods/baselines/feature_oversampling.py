@@ -140,8 +140,13 @@ class FeatureOversampling(ContrastiveTraining, ABC):
                 self.rows,
                 self.oversampling_step,
                 self.begin_oversampling_epoch,
+                self.forget_features,
             ),
         ]
+
+    def forget_features(self) -> None:
+        """Features of another backbone are of no use."""
+        self._dictionary = None
 
     @property
     def dictionary(self) -> FeatureDictionary:
@@ -177,18 +182,19 @@ class FeatureOversampling(ContrastiveTraining, ABC):
         with torch.no_grad():
             generated = self.made(labels)
         real = self.dictionary.take(batch.index, self.device)
+        truth = self.placed(batch.labels)
+        logits = self.model.head(real)
         loss = self.tuning_loss(
-            real, self.placed(batch.labels), generated, self.placed(labels)
+            logits, truth, self.model.head(generated), self.placed(labels)
         )
         self.head_optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.head_optimiser.step()
-        with torch.no_grad():
-            right = accuracy(self.model.head(real), self.placed(batch.labels))
+        right = accuracy(logits, truth)
         return {"loss": loss.detach(), "accuracy": right, **logged}
 
     def tuning_loss(
-        self, real: Tensor, labels: Tensor, generated: Tensor, chosen: Tensor
+        self, logits: Tensor, labels: Tensor, generated: Tensor, chosen: Tensor
     ) -> Tensor:
         """Cross-entropy of the classifier on real and generated features.
 
@@ -196,20 +202,15 @@ class FeatureOversampling(ContrastiveTraining, ABC):
         of the generated ones are drawn to make up for the class sizes already.
 
         Args:
-            real: shape (B, D).
+            logits: of real features, shape (B, C).
             labels: int64, shape (B,).
-            generated: shape (M, D).
+            generated: logits of generated features, shape (M, C).
             chosen: their labels, int64, shape (M,).
         """
         weight = self.late_weight if self.phase1.reweight else None
-        parts = {
-            "real": losses.cross_entropy(
-                self.model.head(real), labels, class_weight=weight
-            ),
-            "augmented": losses.cross_entropy(self.model.head(generated), chosen),
-        }
-        if self.phase2.tuning == "both":
-            return parts["real"] + parts["augmented"]
+        real = losses.cross_entropy(logits, labels, class_weight=weight)
+        augmented = losses.cross_entropy(generated, chosen)
+        parts = {"both": real + augmented, "real": real, "augmented": augmented}
         return parts[self.phase2.tuning]
 
     def drawn_labels(self, count: int) -> Tensor:
@@ -241,6 +242,7 @@ class FeatureOversampling(ContrastiveTraining, ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put all of it back."""
         super().load_state_dict(state)
+        self.forget_features()
         self.head_optimiser.load_state_dict(state["head_optimiser"])
         for name, part in self.source_networks().items():
             part.load_state_dict(state["sources"][name])

@@ -123,9 +123,13 @@ def smote(
     if lone:
         repeat = RandomOverSampler(sampling_strategy=lone, random_state=seed)
         features, labels = repeat.fit_resample(features, labels)
-    least = max(2, int(dictionary.counts.min()))
-    sampler = SMOTE(k_neighbors=min(neighbours, least - 1), random_state=seed)
-    features, labels = sampler.fit_resample(features, labels)
+    size = max(int(dictionary.counts.max()), 2 if lone else 1)
+    nearest = (dictionary.counts - 1).clamp(1, neighbours)
+    # One k for all classes would be that of the smallest class.
+    for k in nearest.unique().tolist():
+        grow = dict.fromkeys((nearest == k).nonzero().flatten().tolist(), size)
+        sampler = SMOTE(sampling_strategy=grow, k_neighbors=k, random_state=seed)
+        features, labels = sampler.fit_resample(features, labels)
     grown = torch.from_numpy(features).to(dictionary.features)
     return FeatureDictionary(grown, torch.from_numpy(labels), dictionary.num_classes)
 

@@ -64,6 +64,12 @@ class HybridContrastive(ContrastiveTraining):
         self.evenly: Iterator[Batch] = self.balanced.epoch(epoch)
         return {**self.begin_contrastive_epoch(epoch), "alpha": self.share}
 
+    @property
+    def start_settings(self) -> Mapping[str, Any]:
+        """Of its only stage, which is not the first phase of other methods."""
+        name = type(self).__name__
+        return {**super().start_settings, "stage": name, "own_version": self.version}
+
     def hybrid_step(self, batch: Batch) -> Mapping[str, Tensor]:
         """One update of backbone, classifier and projection."""
         self.model.train()
