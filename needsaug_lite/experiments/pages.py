@@ -15,6 +15,7 @@ import pandas as pd
 from needsaug_lite.data.groups import WATERBIRDS
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import comparisons
+from needsaug_lite.experiments.facog_table import same_setting
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.implicit_augmentation_table import (
     implicit_augmentation_table,
@@ -89,14 +90,21 @@ RECIPES = {
     "cifar100_lt": "meta_iada",
     "cifar_noisy": "meta_iada",
     "cifar100_lt_autobalance": "autobalance",
+    "cifar10_lt_facog": "facog",
+    "cifar100_lt_facog": "facog",
+    "cifar100_lt_facog_losses": "facog",
+    "gamo_full": "facog",
 }
 _SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
-_PERCENT: dict[str, Callable[[Record], float]] = {
+_MEASURES: dict[str, Callable[[Record], float]] = {
     "accuracy_pct": lambda record: 100 * float(record.metrics["top1"]),
     "balanced_error_pct": lambda record: (
         100 * (1 - float(record.metrics["balanced_accuracy"]))
     ),
     "ece_pct": lambda record: 100 * float(record.metrics["ece"]),
+    # facog Table 1, in GAMO's test protocol.
+    "acsa": lambda record: float(record.metrics["gamo_test"]["balanced_accuracy"]),
+    "gm": lambda record: float(record.metrics["gamo_test"]["geometric_mean"]),
 }
 
 
@@ -175,7 +183,7 @@ def _paper_line(line: dict[str, Any], records: Sequence[Record]) -> dict[str, st
     setting = "" if pd.isna(line["setting"]) else str(line["setting"])
     what = ", ".join(part for part in (setting, str(line["metric"])) if part)
     ours = our_full_rows(line, records)
-    measure = _PERCENT.get(str(line["metric"]))
+    measure = _MEASURES.get(str(line["metric"]))
     values = [measure(record) for record in ours] if measure else []
     return {
         "method": str(line["method"]),
@@ -190,6 +198,15 @@ def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Recor
 
     Rows that follow the recipe of another paper (`RECIPES`) are left out.
     """
+    if line["paper"] == "facog":
+        return [
+            record
+            for record in records
+            if record.spec.profile == "full"
+            and record.spec.evaluate_on == "test"
+            and RECIPES.get(record.spec.experiment) == "facog"
+            and same_setting(line, record)
+        ]
     setting = str(line["setting"])
     name = _SAME_DATA.get(str(line["dataset"]))
     if name is None or not setting.startswith("imbalance=") or ";" in setting:
