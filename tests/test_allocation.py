@@ -14,11 +14,13 @@ from torch import Tensor
 from needsaug_lite.allocation import (
     bootstrap_allocations,
     class_allocation,
+    inverse_frequency_shares,
     mean_per_class,
+    oversampling_shares,
     score_ratio,
     split_budget,
 )
-from needsaug_lite.data import generator
+from needsaug_lite.data import generator, long_tail_counts
 from needsaug_lite.errors import UserError
 
 positive = st.lists(st.floats(1e-4, 1e3), min_size=2, max_size=30)
@@ -265,6 +267,52 @@ def test_the_mean_relaxed_weight_agrees_with_gumbel_draws() -> None:
         b = first / (first + second)
         error = b.std(1) / b.shape[1] ** 0.5
         assert ((b.mean(1) - _relaxed_mean(p, temperature)).abs() < 5 * error).all()
+
+
+# --- Shares of what is added ------------------------------------------------------
+
+class_sizes = st.lists(st.integers(1, 10_000), min_size=1, max_size=30)
+
+
+@settings(deadline=None)
+@given(class_sizes)
+def test_added_to_what_is_there_all_classes_have_one_size(sizes: list[int]) -> None:
+    counts = torch.tensor(sizes)
+    shares = oversampling_shares(counts)
+    assert shares.dtype == torch.float64
+    assert math.isclose(float(shares.sum()), 1)
+    added = int((counts.max() - counts).sum())
+    if added:
+        assert torch.allclose(counts + added * shares, counts.max().double())
+        assert not shares[counts == counts.max()].any()
+    else:
+        assert torch.equal(shares, torch.full_like(shares, 1 / len(sizes)))
+
+
+@settings(deadline=None)
+@given(class_sizes, st.integers(2, 50))
+def test_inverse_shares_give_every_image_the_same_weight(
+    sizes: list[int], factor: int
+) -> None:
+    counts = torch.tensor(sizes)
+    shares = inverse_frequency_shares(counts)
+    assert shares.dtype == torch.float64
+    assert math.isclose(float(shares.sum()), 1)
+    mass = shares * counts
+    assert torch.allclose(mass, mass[:1].expand_as(mass))
+    assert torch.allclose(inverse_frequency_shares(factor * counts), shares)
+
+
+def test_both_readings_of_the_label_selection_on_cifar_100_lt() -> None:
+    """The numbers of errata F7 for imbalance 100."""
+    counts = torch.tensor(long_tail_counts(500, 100, 100))
+    inverse, missing = inverse_frequency_shares(counts), oversampling_shares(counts)
+    assert float(inverse[-20:].sum()) == pytest.approx(0.62, abs=5e-3)
+    assert float(missing[-20:].sum()) == pytest.approx(0.25, abs=5e-3)
+    assert float(inverse[-1] / inverse[50]) == pytest.approx(9.6, abs=5e-3)
+    assert float(missing[-1] / missing[50]) == pytest.approx(1.10, abs=5e-3)
+    assert float(inverse[0]) == pytest.approx(4e-4, abs=5e-5)
+    assert float(missing[0]) == 0
 
 
 # --- Bootstrap -------------------------------------------------------------------

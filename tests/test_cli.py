@@ -216,6 +216,74 @@ def test_resume_gives_the_row_of_an_uninterrupted_run(needsaug, tmp_path) -> Non
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
 
 
+PHASED = (*SMALL, "--set", "hyperparameters.phase1.share=0.5", "--epochs", 2)
+
+
+def test_runs_share_a_first_phase(needsaug, tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    words = ("run", "--imbalance", 20, *PHASED, "--results", tmp_path / "rows")
+    for method in ("gamo", "facog"):
+        status, _, err = needsaug(*words, "--method", method, "--starts", starts)
+        assert status == 0, err
+    (file,) = starts.iterdir()
+    file.write_bytes(b"")
+    status, _, err = needsaug(*words, "--method", "feature_copy", "--starts", starts)
+    assert status == 2
+    assert f"{file.name} can't be read" in err
+
+
+def test_a_grid_hands_on_where_first_phases_are(
+    needsaug, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("g.yaml").write_text(
+        "experiment: phases\nprofile: smoke\nseeds: 0\n"
+        "runs: [{method: facog}, {method: feature_smote}]\n"
+        "base: {data: {imbalance: 20}, epochs: 2, model: {width: 4},\n"
+        "  hyperparameters: {phase1: {share: 0.5}, phase2: {tuning: augmented}}}\n"
+    )
+    words = ("grid", "g.yaml", "--results", "rows", "--starts", "kept")
+    status, out, err = needsaug(*words)
+    assert status == 0, out + err
+    rows = [json.loads(row.read_text()) for row in Path("rows/phases").glob("*.json")]
+    assert len(rows) == 2
+    for row in rows:
+        assert row["spec"]["hyperparameters"]["phase2"]["tuning"] == "augmented"
+        assert [epoch["stage"] for epoch in row["history"]] == ["phase 1", "phase 2"]
+    assert len(list(Path("kept").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("phase1.strong_vews=true", "phase1.strong_vews: unknown name"),
+        ("phase1.share=2", "phase1.share: Input should be less than or equal to 1"),
+        ("phase2.tuning=none", "phase2.tuning: Input should be 'both'"),
+        ("phase1=strong", "phase1: give names with values (given: 'strong')"),
+    ],
+)
+def test_mistakes_in_nested_settings_are_named(
+    needsaug, setting: str, message: str
+) -> None:
+    words = ("run", "--method", "facog", "--set", f"hyperparameters.{setting}")
+    status, _, err = needsaug(*words)
+    assert status == 2
+    assert message in err
+
+
+def test_a_classifier_of_two_layers_predicts(
+    needsaug, folder: Path, tmp_path: Path
+) -> None:
+    file, out = tmp_path / "m.pt", tmp_path / "p.csv"
+    words = ("run", "--data", folder, "--image-size", 8, "--method", "facog", *PHASED)
+    status, _, err = needsaug(*words, "--results", tmp_path, "--save-model", file)
+    assert status == 0, err
+    assert needsaug("predict", file, folder, "--out", out)[0] == 0
+    frame = pd.read_csv(out)
+    assert len(frame) == 62
+    assert frame[["p:0", "p:1", "p:2"]].sum(axis=1).round(4).eq(1).all()
+
+
 def test_doctor_and_results_speak(needsaug, tmp_path: Path) -> None:
     status, out, _ = needsaug("doctor", "--root", tmp_path)
     assert status == 0

@@ -28,3 +28,14 @@ def test_the_example_of_meta_iada_runs() -> None:
     epsilon = names["method"].epsilon
     assert len(epsilon) == len(names["splits"].train)
     assert bool((epsilon != 0).all())
+
+
+def test_the_example_of_autobalance_runs() -> None:
+    names = run_block("AutoBalance")
+    assert len(names["method"].loss_parameters["additive"]) == 10
+
+
+def test_the_example_of_facog_runs() -> None:
+    names = run_block("FACoG")
+    assert [row["stage"] for row in names["history"].rows].count("phase 2") == 2
+    assert 0.2 <= names["history"].rows[-1]["weight_norm"] <= 1

@@ -121,7 +121,7 @@ class Batches:
     """Shuffled, augmented, normalised batches of one part of the data.
 
     What epoch e holds depends on (seed, e) alone, and the augmentation of its step
-    s on (seed, e, s): a run that resumes sees what it would have seen.
+    s on (seed, e, s, view): a run that resumes sees what it would have seen.
     """
 
     def __init__(

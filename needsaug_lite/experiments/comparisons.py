@@ -118,10 +118,11 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
 
 
 def _chosen(record: Record) -> dict[str, Any]:
-    """Hyperparameters of a row that aren't its method's defaults."""
-    usual = registry.hyperparameters(record.spec.method)().model_dump(mode="json")
-    values = record.spec.hyperparameters.items()
-    return {name: value for name, value in values if value != usual.get(name)}
+    """Hyperparameters of a row that aren't its method's defaults, like "phase2 lr"."""
+    defaults = registry.hyperparameters(record.spec.method)().model_dump(mode="json")
+    usual, values = _flat(defaults), _flat(record.spec.hyperparameters)
+    chosen = {name: v for name, v in values.items() if v != usual.get(name)}
+    return {name.replace(".", " "): value for name, value in chosen.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

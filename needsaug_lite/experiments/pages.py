@@ -16,6 +16,7 @@ from needsaug_lite.data.groups import WATERBIRDS
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import comparisons
 from needsaug_lite.experiments.facog_table import same_setting
+from needsaug_lite.experiments.feature_mixing_table import feature_mixing_table
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.implicit_augmentation_table import (
     implicit_augmentation_table,
@@ -254,6 +255,7 @@ def write_pages(results: Path, out: Path) -> list[Path]:
             measured / "implicit_augmentation.json"
         ),
         "search_cost.md": search_cost_table(measured / "search_cost.json"),
+        "feature_mixing.md": feature_mixing_table(measured / "feature_mixing.json"),
     }
     for paper in TITLES:
         pages[f"paper_{paper}.md"] = paper_tables(paper, records)

@@ -17,11 +17,13 @@ from needsaug_lite.methods.baselines.contrastive_training import (
     ContrastiveSettings,
     Weight,
 )
+from needsaug_lite.methods.baselines.feature_mixing import (
+    FeatureMixing,
+    weight_statistics,
+)
 from needsaug_lite.methods.baselines.feature_oversampling import (
     PHASE2,
-    FeatureMixing,
     OversamplingSettings,
-    weight_statistics,
 )
 from needsaug_lite.models import Classifier, ConvexGenerator, Mixer, SeeingGenerator
 

@@ -107,8 +107,33 @@ class FeatureDictionary:
             return found
         with atomic_path(file) as temporary:
             _write(temporary, parts, len(examples))
+        return cls.from_file(file, examples.labels, num_classes)
+
+    @classmethod
+    def from_file(
+        cls, file: Path, labels: Tensor, num_classes: int
+    ) -> FeatureDictionary:
+        """Features that `of` has kept in a file.
+
+        Args:
+            file: a NumPy array of shape (N, D), float32, class after class.
+            labels: of the N training images, in their order, int64, shape (N,).
+            num_classes: C.
+
+        Raises:
+            UserError: if a class has no image, or the file holds another number of
+                features than there are labels.
+        """
+        found = cls.__new__(cls)
+        found._place(labels, num_classes)
         # "c" because torch wants an array that can be written; the file never is.
-        found.features = torch.from_numpy(np.load(file, mmap_mode="c"))
+        table = np.load(file, mmap_mode="c")
+        if len(table) != len(labels):
+            raise UserError(
+                f"{file} holds {len(table):,} features for {len(labels):,} images; "
+                "delete it and make it anew"
+            )
+        found.features = torch.from_numpy(table)
         return found
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -86,6 +87,51 @@ def test_steps_of_an_epoch_are_augmented_independently():
     batches = data.Batches(same, 4, GREY, augment=ALL, seed=0)
     first, second = (batch.images for batch in batches.epoch(0))
     assert not first.equal(second)
+
+
+def test_views_hold_the_same_images_augmented_differently(examples):
+    weights = torch.tensor([1.0, 2.0, 0.0, 4.0, 1.0])
+    for settings_ in ({}, {"shuffle": False}, {"class_weights": weights}):
+        views = [
+            data.Batches(examples, 7, GREY, augment=ALL, seed=4, view=v, **settings_)
+            for v in (0, 1, 2)
+        ]
+        for batches in zip(*(view.epoch(3) for view in views), strict=True):
+            for one, two in itertools.combinations(batches, 2):
+                assert one.index.equal(two.index)
+                assert one.labels.equal(two.labels)
+                assert one.groups.equal(two.groups)
+                assert not one.images.equal(two.images)
+
+
+def test_views_differ_in_their_augmentation_alone(examples):
+    bare = [data.Batches(examples, 7, GREY, seed=4, view=v) for v in (0, 1)]
+    assert everything(bare[0], 2).equal(everything(bare[1], 2))
+
+
+def test_a_view_repeats_itself_and_depends_on_seed_and_epoch(examples):
+    def images(seed: int, epoch: int) -> torch.Tensor:
+        view = data.Batches(
+            examples, 50, GREY, augment=ALL, seed=seed, shuffle=False, view=1
+        )
+        return everything(view, epoch)
+
+    assert images(4, 1).equal(images(4, 1))
+    assert not images(4, 1).equal(images(4, 2))
+    assert not images(4, 1).equal(images(5, 1))
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_the_draws_of_a_view_stay_what_they_are(examples, view):
+    """Numbers that were measured with a seed hold only while its draws last."""
+    batches = data.Batches(examples, 7, GREY, augment=ALL, seed=4, view=view)
+    for step, batch in enumerate(batches.epoch(3)):
+        key = (4, 102, 3, step) if view == 0 else (4, 102, 3, step, view)
+        pixels = examples.images.pixels[batch.index]
+        assert batch.images.equal(GREY(ALL(pixels, data.generator(*key))))
+    assert batches.order(3).equal(
+        torch.randperm(50, generator=data.generator(4, 101, 3))
+    )
 
 
 def test_without_shuffling_the_order_is_kept(examples):

@@ -145,7 +145,10 @@ class ContrastiveTraining(Supervised):
     def stages(self, epochs: int) -> Sequence[Stage]:
         """The first phase; a run of this method alone ends with it."""
         self.epochs = epochs
-        self.first_epochs = max(1, round(self.phase1.share * epochs))
+        wanted = round(self.phase1.share * epochs)
+        # At least one epoch, and one for the phase after it.
+        most = epochs if self.phase1.share == 1 else max(1, epochs - 1)
+        self.first_epochs = min(max(1, wanted), most)
         return [
             Stage(
                 "phase 1",

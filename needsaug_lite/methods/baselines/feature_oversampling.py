@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,15 +25,15 @@ from needsaug_lite.data import (
     generator,
 )
 from needsaug_lite.data.splits import on_device
+from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.contrastive_training import ContrastiveTraining
 from needsaug_lite.methods.baselines.supervised import accuracy
-from needsaug_lite.models import Classifier, Mixer, mix
+from needsaug_lite.models import Classifier
 from needsaug_lite.statistics import FeatureDictionary
 from needsaug_lite.training import Stage
 
 # Each kind of draw has its own stream, so that adding one leaves the others alone.
 _MIXING = 601
-NEARLY_ONE = 0.9
 Selection = Literal["missing", "inverse"]
 Tuning = Literal["both", "augmented", "real"]
 
@@ -47,9 +49,11 @@ class OversamplingSettings:
             n_max - n_c, "inverse" to 1 / n_c (errata F7).
         tuning: what the classifier is tuned on: "both" real and generated features
             (errata F6), "augmented" ones alone, as printed, or "real" ones alone,
-            which generates nothing: a comparison.
+            which leaves the generated ones aside: a comparison.
         rebuild: make the features anew in every epoch, from augmented images;
             otherwise once, from the images as they are (errata F9).
+        on_disk: keep the features in a temporary file that is read where it is
+            touched, for data sets whose features don't fit into memory.
 
     Source: facog Sec. 4.2 for the numbers.
     """
@@ -61,6 +65,7 @@ class OversamplingSettings:
     selection: Selection = "missing"
     tuning: Tuning = "both"
     rebuild: bool = False
+    on_disk: bool = False
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """SGD over all parameters of `network`."""
@@ -128,10 +133,21 @@ class FeatureOversampling(ContrastiveTraining, ABC):
             seed=self.batches.seed,
         )
         self._dictionary: FeatureDictionary | None = None
+        self.folder = TemporaryDirectory() if phase2.on_disk else None
 
     def stages(self, epochs: int) -> Sequence[Stage]:
-        """The first phase, then the second."""
+        """The first phase, then the second.
+
+        Raises:
+            UserError: if there is no epoch for the second.
+        """
         first = super().stages(epochs)
+        if self.first_epochs == epochs:
+            raise UserError(
+                f"the first phase takes all of the run ({epochs} epochs at "
+                f"phase1.share = {self.phase1.share:g}), so that no feature would be "
+                "added; give at least 2 epochs and a share below 1"
+            )
         return [
             *first,
             Stage(
@@ -158,6 +174,7 @@ class FeatureOversampling(ContrastiveTraining, ABC):
     def extracted(self, epoch: int | None = None) -> FeatureDictionary:
         """Features of the training images, augmented if an epoch is given."""
         self.model.eval()
+        file = None if self.folder is None else Path(self.folder.name) / "features.npy"
         return FeatureDictionary.of(
             self.model.features,
             self.examples,
@@ -166,6 +183,7 @@ class FeatureOversampling(ContrastiveTraining, ABC):
             augment=None if epoch is None else self.batches.augment,
             seed=self.batches.seed,
             epoch=0 if epoch is None else epoch,
+            file=file,
         )
 
     def begin_oversampling_epoch(self, epoch: int) -> Mapping[str, float]:
@@ -246,49 +264,3 @@ class FeatureOversampling(ContrastiveTraining, ABC):
         self.head_optimiser.load_state_dict(state["head_optimiser"])
         for name, part in self.source_networks().items():
             part.load_state_dict(state["sources"][name])
-
-
-class FeatureMixing(FeatureOversampling, ABC):
-    """Features that are convex combinations of S real ones of their class.
-
-    f̃_c = Σ_i w_i f_{c,i},  w_i ≥ 0,  Σ_i w_i = 1                  (facog Sec. 3.3)
-
-    For features drawn independently, E f̃ = μ_c and Cov f̃ = E‖w‖² Σ_c (errata F4).
-    """
-
-    slots: int
-
-    @property
-    @abstractmethod
-    def mixer(self) -> Mixer:
-        """Where the weights come from; see `models.feature_gan`."""
-
-    def mixture(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Generated features (B, D), their weights (B, S), what was mixed (B, S, D)."""
-        features = self.dictionary.sample(labels, self.slots, self.draw, self.device)
-        noise = self.mixer.noise(len(labels), self.draw)
-        weights = self.mixer(noise, self.placed(labels), features)
-        return mix(weights, features), weights, features
-
-    def made(self, labels: Tensor) -> Tensor:
-        """Mixtures of features of classes `labels`."""
-        return self.mixture(labels)[0]
-
-
-def weight_statistics(weights: Tensor) -> dict[str, Tensor]:
-    """How far mixtures are from copies.
-
-    Args:
-        weights: shape (B, S), rows that add up to 1.
-
-    Returns:
-        `weight_norm`: the mean of ‖w‖², between 1/S (the middle) and 1 (a copy), the
-        share of a class's variance that its mixtures have; `near_copies`: the share of
-        rows with a weight above 0.9.
-
-    Source: facog errata F4.
-    """
-    return {
-        "weight_norm": weights.square().sum(1).mean(),
-        "near_copies": (weights.amax(1) > NEARLY_ONE).float().mean(),
-    }

@@ -16,12 +16,14 @@ from needsaug_lite.methods.baselines.contrastive_training import (
     PHASE1,
     ContrastiveSettings,
 )
+from needsaug_lite.methods.baselines.feature_mixing import (
+    FeatureMixing,
+    weight_statistics,
+)
 from needsaug_lite.methods.baselines.feature_oversampling import (
     PHASE2,
-    FeatureMixing,
     FeatureOversampling,
     OversamplingSettings,
-    weight_statistics,
 )
 from needsaug_lite.models import (
     Classifier,
