@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.groups import NEED_GROUPS
 
 from needsaug_lite import data, metrics, training
 from needsaug_lite.errors import UserError
@@ -36,16 +37,6 @@ SMALL: dict[str, Any] = {
 def row(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Record]:
     results = tmp_path_factory.mktemp("results")
     return results, run(Spec.checked(SMALL), results=results)
-
-
-NEED_GROUPS = {
-    "up_weighting",
-    "group_dro",
-    "fair_balanced",
-    "fair_deo",
-    "group_logit_adjustment",
-    "autobalance_grouped",
-}
 
 
 @pytest.mark.parametrize("method", registry.METHODS)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.groups import NEED_GROUPS
 
 from needsaug_lite import training
 from needsaug_lite.errors import UserError
@@ -20,14 +21,6 @@ PHASED: dict[str, Any] = {
     "optimisation": {"batch_size": 64},
     "epochs": 4,
     "profile": "smoke",
-}
-NEED_GROUPS = {
-    "up_weighting",
-    "group_dro",
-    "fair_balanced",
-    "fair_deo",
-    "group_logit_adjustment",
-    "autobalance_grouped",
 }
 SHARED = {
     "facog",

@@ -36,3 +36,12 @@ def functions(notebook: str, names: Iterable[str], **scope: Any) -> SimpleNamesp
     variables = dict(scope)
     exec(compile(module, notebook, "exec"), variables)
     return SimpleNamespace(**{name: variables[name] for name in found})
+
+
+def lines_of_code(notebook: str, names: Iterable[str]) -> int:
+    """Lines of the named functions together; docstrings aren't code."""
+    nodes = definitions(notebook, names).values()
+    for node in nodes:
+        if isinstance(node.body[0], ast.Expr):
+            node.body = node.body[1:]
+    return sum(len(ast.unparse(node).splitlines()) for node in nodes)
