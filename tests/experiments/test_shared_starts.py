@@ -167,7 +167,7 @@ def test_mistakes_in_nested_settings_are_named(
 def test_nested_settings_reach_the_method_and_the_row(tmp_path: Path) -> None:
     settings = {"phase1": {"lambda_sc": 0.3}, "phase2": {"selection": "inverse"}}
     spec = Spec.checked(
-        {**PHASED, "method": "facog", "hyperparameters": settings, "epochs": 1}
+        {**PHASED, "method": "facog", "hyperparameters": settings, "epochs": 2}
     )
     method: Any = runner.prepare(spec).method
     assert (method.phase1.lambda_sc, method.phase1.lambda_ce) == (0.3, 1.0)
@@ -175,8 +175,8 @@ def test_nested_settings_reach_the_method_and_the_row(tmp_path: Path) -> None:
     run(spec, results=tmp_path)
     (record,) = load_records(tmp_path)
     assert record.spec == spec
-    plain = Spec.checked({**PHASED, "method": "facog", "epochs": 1})
+    plain = Spec.checked({**PHASED, "method": "facog", "epochs": 2})
     assert spec.run_id != plain.run_id
     usual = {"phase1": {"lambda_sc": 0.1}}
-    same = {**PHASED, "method": "facog", "epochs": 1, "hyperparameters": usual}
+    same = {**PHASED, "method": "facog", "epochs": 2, "hyperparameters": usual}
     assert Spec.checked(same).run_id == plain.run_id
