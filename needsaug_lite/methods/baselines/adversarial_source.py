@@ -49,8 +49,8 @@ class AdversarialSource(FeatureOversampling, ABC):
         self.discriminator = ConditionalDiscriminator(
             splits.num_classes, model.feature_dim
         ).to(self.device)
-        self.source_optimiser = phase2.optimiser(self.source)
-        self.discriminator_optimiser = phase2.optimiser(self.discriminator)
+        self.source_optimiser = phase2.adversarial_optimiser(self.source)
+        self.discriminator_optimiser = phase2.adversarial_optimiser(self.discriminator)
 
     def train_source(self) -> Mapping[str, Tensor]:
         """One update of the discriminator, then one of the generator.

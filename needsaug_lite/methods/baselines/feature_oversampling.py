@@ -36,6 +36,7 @@ from needsaug_lite.training import Stage
 _MIXING = 601
 Selection = Literal["missing", "inverse"]
 Tuning = Literal["both", "augmented", "real"]
+Adversaries = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class OversamplingSettings:
 
     Attributes:
         lr, momentum, weight_decay: of SGD, for all networks of this phase.
+        adversaries: what generator and discriminator are trained with: "sgd" as the
+            classifier, or "adam" with rate 2e-4 and β₁ = 0.5, as GAMO's code does.
         batch_size: real features, and generated ones, of a step.
         selection: classes of the features that are added: "missing" in proportion to
             n_max - n_c, "inverse" to 1 / n_c (errata F7).
@@ -66,6 +69,7 @@ class OversamplingSettings:
     tuning: Tuning = "both"
     rebuild: bool = False
     on_disk: bool = False
+    adversaries: Adversaries = "sgd"
 
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
         """SGD over all parameters of `network`."""
@@ -75,6 +79,12 @@ class OversamplingSettings:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
+
+    def adversarial_optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        """For a generator or a discriminator."""
+        if self.adversaries == "adam":
+            return torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
+        return self.optimiser(network)
 
 
 PHASE2 = OversamplingSettings()

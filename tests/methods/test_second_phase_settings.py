@@ -1,4 +1,4 @@
-"""How epochs are divided between the phases, and a dictionary that lies on disk."""
+"""How epochs are divided, where features lie, and what trains the adversaries."""
 
 from __future__ import annotations
 
@@ -41,3 +41,16 @@ def test_features_on_disk_train_the_same() -> None:
     assert torch.equal(
         method.dictionary.features, method.extracted(method.epochs - 1).features
     )
+
+
+@pytest.mark.parametrize("name", ["facog", "feature_gan", "gamo"])
+def test_adversaries_by_adam_leave_the_classifier_to_sgd(name: str) -> None:
+    method = make(name, phase2={"adversaries": "adam"})
+    for optimiser in (method.source_optimiser, method.discriminator_optimiser):
+        assert isinstance(optimiser, torch.optim.Adam)
+        assert optimiser.defaults["lr"] == 2e-4
+        assert optimiser.defaults["betas"] == (0.5, 0.999)
+    assert isinstance(method.head_optimiser, torch.optim.SGD)
+    usual = make(name)
+    assert isinstance(usual.source_optimiser, torch.optim.SGD)
+    assert usual.source_optimiser.defaults["lr"] == 0.005
