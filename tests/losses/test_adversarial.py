@@ -65,7 +65,7 @@ def test_the_best_discriminator_is_the_share_of_real(
     for _ in range(3):
         with torch.no_grad():
             scores.copy_(best + 0.1 * torch.randn(len(pairs), dtype=F64))
-        assert float(loss()) >= float(least) - 1e-6
+        assert float(loss().detach()) >= float(least) - 1e-6
 
 
 def test_values_of_a_judge_who_is_right_undecided_or_wrong() -> None:
