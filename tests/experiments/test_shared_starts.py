@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.groups import NEED_GROUPS
+from helpers.shared_phases import SOURCES
 
 from needsaug_lite import training
 from needsaug_lite.errors import UserError
@@ -22,16 +23,7 @@ PHASED: dict[str, Any] = {
     "epochs": 4,
     "profile": "smoke",
 }
-SHARED = {
-    "facog",
-    "facog_phase1",
-    "feature_copy",
-    "feature_dirichlet",
-    "feature_smote",
-    "feature_gan",
-    "gamo",
-    "gamo_without_d",
-}
+SHARED = {"facog_phase1", *SOURCES}
 
 
 def phased(method: str = "facog", **values: Any) -> Spec:
