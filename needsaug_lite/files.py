@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -42,3 +42,23 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file, read in blocks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()
+
+
+def write_sealed(file: Path, content: bytes) -> None:
+    """Write bytes with their SHA-256 before them, for `read_sealed`.
+
+    For what can be made again: where nothing can be written, nothing is kept.
+    """
+    with suppress(OSError), atomic_path(file) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def read_sealed(file: Path) -> bytes | None:
+    """What `write_sealed` wrote, or None if that isn't there, whole."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    seal = hashlib.sha256().digest_size
+    whole = hashlib.sha256(content[seal:]).digest() == content[:seal]
+    return content[seal:] if whole else None

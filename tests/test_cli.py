@@ -60,12 +60,16 @@ def model(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_run_writes_a_row_once(needsaug, tmp_path: Path) -> None:
-    words = ("run", "--imbalance", 20, "--epochs", 1, *SMALL, "--results", tmp_path)
+    options = ("--imbalance", 20, "--kept", 0.5, "--epochs", 1, *SMALL)
+    options = (*options, "--policy", "trivialaugment")
+    words = ("run", *options, "--results", tmp_path)
     status, out, _ = needsaug(*words)
     assert status == 0
     assert "balanced accuracy" in out
     (row,) = tmp_path.glob("scratch/*.json")
-    assert json.loads(row.read_text())["spec"]["data"]["imbalance"] == 20
+    spec = json.loads(row.read_text())["spec"]
+    assert (spec["data"]["imbalance"], spec["data"]["kept"]) == (20, 0.5)
+    assert spec["augment"]["policy"] == "trivialaugment"
     status, out, _ = needsaug(*words)
     assert status == 0
     assert "exists; nothing to do" in out

@@ -1,4 +1,4 @@
-"""Random crop, flip and cutout of a whole batch at once.
+"""Random crop, flip, automatic policy and cutout of a whole batch at once.
 
 Every function takes a CPU generator, so that the draws are the same on every
 device; the pixels stay where they are.
@@ -14,6 +14,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import pad
 
+from needsaug_lite.augment.automatic import POLICIES, PolicyName
 from needsaug_lite.data.splits import on_device
 from needsaug_lite.errors import UserError
 
@@ -66,17 +67,29 @@ def cutout(images: Tensor, size: int, draw: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class StandardAugmentation:
-    """Crop, then flip, then cutout, each if asked for.
+    """Crop, then flip, then an automatic policy, then cutout, each if asked for.
 
     Attributes:
         crop: padding of the random crop in pixels, 0 for none.
         flip: mirror at random; leave it off where left and right differ (digits).
         cutout: side of the erased square in pixels, 0 for none.
+        policy: "augmix", "randaugment" or "trivialaugment", see `augment.automatic`.
+            All three turn, shear and shift, but never mirror.
+
+    Raises:
+        UserError: if there is no such policy.
     """
 
     crop: Annotated[int, Ge(0)] = 0
     flip: bool = False
     cutout: Annotated[int, Ge(0)] = 0
+    policy: PolicyName | None = None
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.policy not in POLICIES:
+            raise UserError(
+                f"policy {self.policy!r} is unknown: give {', '.join(POLICIES)} or None"
+            )
 
     def __call__(self, images: Tensor, draw: torch.Generator) -> Tensor:
         """Change a uint8 batch (B, C, H, W).
@@ -86,12 +99,15 @@ class StandardAugmentation:
         """
         if self != StandardAugmentation() and images.is_floating_point():
             raise UserError(
-                f"crop={self.crop}, flip={self.flip}, cutout={self.cutout}: these are "
-                "changes of pixels, and here are features, which have no place in an "
-                "image; leave crop, flip and cutout out"
+                f"crop={self.crop}, flip={self.flip}, cutout={self.cutout}, "
+                f"policy={self.policy}: these are changes of pixels, and here are "
+                "features, which have no place in an image; leave crop, flip, cutout "
+                "and policy out"
             )
         if self.crop:
             images = random_crop(images, self.crop, draw)
         if self.flip:
             images = random_flip(images, draw)
+        if self.policy is not None:
+            images = POLICIES[self.policy](images, draw)
         return cutout(images, self.cutout, draw) if self.cutout else images

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from needsaug_lite.augment.batched import cutout, random_crop, random_flip
+from needsaug_lite.augment.pixels import as_bytes, as_floats
 from needsaug_lite.augment.policies import AugmentationPolicy
 from needsaug_lite.augment.published import published_policy
 from needsaug_lite.errors import UserError
@@ -53,7 +54,7 @@ class AutoAugmentCutout:
         policy = _policy(self.policy, images.shape[1], images.device)
         cluster = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         draws = policy.draw(len(images), draw)
-        images = _bytes(policy.sample(_unit(images), cluster, draws))
+        images = as_bytes(policy.sample(as_floats(images), cluster, draws))
         return cutout(images, self.cutout, draw) if self.cutout else images
 
     def _refuse_small(self, images: Tensor) -> None:
@@ -106,7 +107,7 @@ class SimAugment:
         # those of the GPUs as well, which nothing puts back.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            return _bytes(change(_unit(images)))
+            return as_bytes(change(as_floats(images)))
 
 
 @cache
@@ -149,13 +150,3 @@ def _refuse_features(images: Tensor, view: str) -> None:
             f"{view} changes pixels, and here are features, which have no place in an "
             "image; leave it out, or load the images"
         )
-
-
-def _unit(images: Tensor) -> Tensor:
-    """Bytes as floats in [0, 1]."""
-    return images.to(torch.float32) / 255
-
-
-def _bytes(images: Tensor) -> Tensor:
-    """Floats in [0, 1] to the nearest byte."""
-    return (255 * images).round().clamp(0, 255).to(torch.uint8)

@@ -36,11 +36,18 @@ def run(
     imbalance: Annotated[
         float | None, typer.Option(help="Long tail, e.g. 100.")
     ] = None,
+    kept: Annotated[
+        float | None, typer.Option(help="Share of the training images to keep.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Network.")] = None,
     weights: Weights = None,
     image_size: Size = None,
     channels: Channels = None,
     skip_broken: Skip = False,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="augmix, randaugment or trivialaugment of training images."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="Fixes data, network, order.")
@@ -69,11 +76,13 @@ def run(
         ("method", method),
         ("data.name", data),
         ("data.imbalance", imbalance),
+        ("data.kept", kept),
         ("data.image_size", image_size),
         ("data.channels", channels),
         ("data.skip_broken", skip_broken or None),
         ("model.backbone", backbone),
         ("model.weights", None if weights is None else str(weights)),
+        ("augment.policy", policy),
         ("epochs", epochs),
         ("seed", seed),
     ]

@@ -6,6 +6,7 @@ from needsaug_lite.data.batches import IMAGENET as IMAGENET
 from needsaug_lite.data.batches import Batch as Batch
 from needsaug_lite.data.batches import Batches as Batches
 from needsaug_lite.data.batches import Normalisation as Normalisation
+from needsaug_lite.data.bias import keep_share as keep_share
 from needsaug_lite.data.bias import label_noise as label_noise
 from needsaug_lite.data.bias import long_tail as long_tail
 from needsaug_lite.data.bias import long_tail_counts as long_tail_counts

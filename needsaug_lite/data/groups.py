@@ -23,6 +23,7 @@ _OWN_OF_COLOUR = {
     "val_per_class": 0,
     "noise": 0.0,
     "channels": None,
+    "kept": None,
 }
 _HALVES = "half of them in each colour"
 _OWN_OF_GROUP_COUNTS = {

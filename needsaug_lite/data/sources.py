@@ -62,6 +62,7 @@ def load(
     attributes: int = ATTRIBUTES,
     group_counts: Sequence[int] | None = None,
     gamo: bool = False,
+    kept: float | None = None,
     image_size: int | None = None,
     channels: int | None = None,
     skip_broken: bool = False,
@@ -70,8 +71,9 @@ def load(
     """Load a data set and make it as long-tailed or noisy as asked.
 
     The order is fixed: validation and meta images are held out of the training
-    images first (balanced, clean), then the tail is made, then the noise. The test
-    part is never touched, except that coloured digits bring their own.
+    images first (balanced, clean), then the tail is made, then a share is kept, then
+    the noise is made. The test part is never touched, except that coloured digits
+    bring their own.
 
     Args:
         name_or_path: digits, mnist, fashion_mnist, cifar10, cifar100, waterbirds,
@@ -89,12 +91,15 @@ def load(
             images; see `spurious.coloured_groups`.
         gamo: GAMO's class sizes, drawn with replacement; val and meta images come
             from those it never draws; see `gamo_train`.
+        kept: share of the training images of each class that stays: the small data of
+            mgr Sec. 4.3, whose "reduced by" means the share kept (errata M12) and who
+            draws over all images before it holds out 1 in 10; see `bias.keep_share`.
         image_size: height and width, for a folder of images (default 32) or
             waterbirds (default 224).
         channels: 1 or 3, for a folder; default: 1 if all images are grey. Grey
             images are repeated to three channels where 3 is asked for.
         skip_broken: leave unreadable image files out instead of refusing.
-        seed: draws the held-out parts, the tail, the noise and the colours.
+        seed: draws the held-out parts, the tail, what is kept, noise and colours.
 
     Raises:
         UserError: for anything that the caller can mend, in their words.
@@ -121,7 +126,7 @@ def load(
     grouping = {"attribute_imbalance": attribute_imbalance, "attributes": attributes}
     others = {"colour": colour, "noise": noise, "channels": channels}
     more = {"name": name, "group_counts": group_counts, "skip_broken": skip_broken}
-    own = {"gamo": gamo}
+    own = {"gamo": gamo, "kept": kept}
     groups.check_options({**tail, **held, **grouping, **others, **more, **own})
     splits = _load_plain(name, root, image_size, channels, skip_broken)
     if colour:
@@ -144,6 +149,8 @@ def load(
     else:
         splits = bias.with_held_out(splits, val_per_class, meta_per_class, seed)
         splits = _with_tail(splits, tail, seed)
+    if kept is not None:
+        splits = bias.keep_share(splits, kept, seed)
     if noise:
         splits = bias.label_noise(splits, noise, noise_kind, seed)
     empty = torch.nonzero(splits.class_counts.cpu() == 0).flatten().tolist()

@@ -154,6 +154,19 @@ class Examples:
         """Number of examples of each class, int64, shape (num_classes,)."""
         return torch.bincount(self.labels, minlength=num_classes)
 
+    def checksum(self) -> str:
+        """SHA-256 over images, labels and groups."""
+        total = hashlib.sha256()
+        self.update(total)
+        return total.hexdigest()
+
+    def update(self, total: Any) -> None:
+        """Add images, labels and groups to a running hash."""
+        total.update(self.images.fingerprint())
+        total.update(self.labels.cpu().numpy().tobytes())
+        if self.groups is not None:
+            total.update(self.groups.cpu().numpy().tobytes())
+
     def to(self, device: torch.device | str) -> Examples:
         """The same examples with everything that is in memory on `device`."""
         labels = self.labels.to(device)
@@ -219,10 +232,7 @@ class Splits:
         for part in PARTS:
             examples: Examples = getattr(self, part)
             total.update(part.encode())
-            total.update(examples.images.fingerprint())
-            total.update(examples.labels.cpu().numpy().tobytes())
-            if examples.groups is not None:
-                total.update(examples.groups.cpu().numpy().tobytes())
+            examples.update(total)
         return total.hexdigest()
 
 

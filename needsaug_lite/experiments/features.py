@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from needsaug_lite import metrics, models, training
 from needsaug_lite.data import Examples, InMemory, Normalisation, Splits
 from needsaug_lite.data.splits import PARTS, Images
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments.spec import FeatureSpec
-from needsaug_lite.files import atomic_path
+from needsaug_lite.experiments.ingredients import FeatureSpec
+from needsaug_lite.files import read_sealed, write_sealed
 from needsaug_lite.methods.baselines.cross_entropy import CrossEntropy
 from needsaug_lite.models import Classifier
 
 TURNS = 4
-_DIGEST = hashlib.sha256().digest_size
 _ACCURACY = "pretext_accuracy"
 Made = dict[str, Tensor]
 
@@ -194,19 +192,13 @@ def _write(file: Path, made: Made) -> None:
     stream = io.BytesIO()
     arrays: Any = {name: values.numpy() for name, values in made.items()}
     np.savez(stream, **arrays)
-    content = stream.getvalue()
-    # Without the file, the next run takes a minute longer; that is no reason to stop.
-    with suppress(OSError), atomic_path(file) as temporary:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    write_sealed(file, stream.getvalue())
 
 
 def _read(file: Path) -> Made | None:
     """What `_write` wrote, or None if that isn't there, whole."""
-    try:
-        content = file.read_bytes()
-    except OSError:
+    content = read_sealed(file)
+    if content is None:
         return None
-    if hashlib.sha256(content[_DIGEST:]).digest() != content[:_DIGEST]:
-        return None
-    with np.load(io.BytesIO(content[_DIGEST:]), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}

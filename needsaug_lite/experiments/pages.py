@@ -21,6 +21,7 @@ from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.implicit_augmentation_table import (
     implicit_augmentation_table,
 )
+from needsaug_lite.experiments.meta_sampling_table import meta_sampling_table
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
 from needsaug_lite.experiments.search_cost_table import search_cost_table
@@ -255,6 +256,7 @@ def write_pages(results: Path, out: Path) -> list[Path]:
             measured / "implicit_augmentation.json"
         ),
         "search_cost.md": search_cost_table(measured / "search_cost.json"),
+        "meta_sampling.md": meta_sampling_table(measured / "meta_sampling.json"),
         "feature_mixing.md": feature_mixing_table(measured / "feature_mixing.json"),
     }
     for paper in TITLES:

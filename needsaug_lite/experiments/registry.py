@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, create_model
 
@@ -17,8 +17,11 @@ _BASELINES = "needsaug_lite.methods.baselines"
 _AUTOBALANCE = "needsaug_lite.methods.autobalance"
 _FACOG = "needsaug_lite.methods.facog"
 _SOURCES = f"{_BASELINES}.feature_sources"
+_GENERATIVE = f"{_BASELINES}.generative"
+_STRATEGIES = "needsaug_lite.methods.sampling_strategies"
+_GENERATION = "needsaug_lite.methods.generation"
 # Settings that every method takes and that a spec states elsewhere.
-_COMMON = {"optimisation", "augment", "normalisation", "seed"}
+_COMMON = {"optimisation", "augment", "normalisation", "seed", "generator"}
 
 
 @dataclass(frozen=True)
@@ -141,31 +144,58 @@ METHODS: dict[str, Entry] = {
     "hybrid_contrastive": Entry(
         f"{_BASELINES}.hybrid_contrastive:HybridContrastive", "Hybrid-SC"
     ),
+    "gda": Entry(f"{_GENERATIVE}:GDA", "GDA"),
+    "gda_multi_head": Entry(f"{_GENERATIVE}:GDAMultiHead", "GDA+MH"),
+    "gda_ssl": Entry(f"{_GENERATIVE}:GDASSL", "GDA+SSL"),
+    "gda_mps": Entry("needsaug_lite.methods.mgr:SampledGDA", "GDA+MPS"),
+    "pcr": Entry(f"{_GENERATIVE}:PCR", "PCR"),
+    "mgr": Entry("needsaug_lite.methods.mgr:MGR", "MGR"),
+    "mps_generator": Entry(f"{_STRATEGIES}:TunedGenerator", "MPS of the generator"),
+    "hard_sampling_ce": Entry(
+        f"{_STRATEGIES}:HardSampling", "Finder w/ CE", {"aim": "cross_entropy"}
+    ),
+    "hard_sampling_pcr": Entry(
+        f"{_STRATEGIES}:HardSampling", "Finder w/ PCR", {"aim": "consistency"}
+    ),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),
 }
 
 
-def entry(name: str) -> Entry:
-    """The entry of a method.
+GENERATORS: dict[str, Entry] = {
+    "cgan": Entry(f"{_GENERATION}.adversarial:ConditionalGAN", "cGAN"),
+    "acgan": Entry(f"{_GENERATION}.adversarial:ACGAN", "ACGAN"),
+    "biggan": Entry(f"{_GENERATION}.adversarial:BigGAN", "BigGAN-style"),
+    "unconditional": Entry(
+        f"{_GENERATION}.adversarial:UnconditionalGAN", "Unconditional GAN"
+    ),
+    "edm": Entry(f"{_GENERATION}.diffusion:Diffusion", "EDM-style diffusion"),
+}
+
+Kind = Literal["method", "generator"]
+
+
+def entry(name: str, kind: Kind = "method") -> Entry:
+    """The entry of a method, or of a generator of images.
 
     Raises:
         UserError: for an unknown name, listing the known ones.
     """
-    if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; use one of {', '.join(METHODS)}")
-    return METHODS[name]
+    table = METHODS if kind == "method" else GENERATORS
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}; use one of {', '.join(table)}")
+    return table[name]
 
 
 @cache
-def hyperparameters(name: str) -> type[BaseModel]:
+def hyperparameters(name: str, kind: Kind = "method") -> type[BaseModel]:
     """A model of the keyword arguments that the named method takes on its own.
 
     Names, types, bounds and defaults are read from the signature of its class, so
     that an unknown or impossible value is refused before anything runs.
     """
-    chosen = entry(name)
+    chosen = entry(name, kind)
     method = chosen.load()
     hints = get_type_hints(method.__init__, include_extras=True)
     fields: dict[str, Any] = {}
@@ -177,10 +207,12 @@ def hyperparameters(name: str) -> type[BaseModel]:
     return create_model(f"{chosen.label} hyperparameters", __config__=config, **fields)
 
 
-def arguments(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(
+    name: str, values: Mapping[str, Any], kind: Kind = "method"
+) -> dict[str, Any]:
     """Keyword arguments of the named method from plain values, as of a spec.
 
     Settings that a method takes as a dataclass are built.
     """
-    checked = hyperparameters(name)(**values)
+    checked = hyperparameters(name, kind)(**values)
     return {field: getattr(checked, field) for field in type(checked).model_fields}

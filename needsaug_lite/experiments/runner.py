@@ -4,83 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from needsaug_lite import data, metrics, models, training
-from needsaug_lite.data import Cells, Normalisation, Splits
+from needsaug_lite import data, metrics, training
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments import records, registry
-from needsaug_lite.experiments.features import frozen_features, image_checksum
+from needsaug_lite.experiments import records
+from needsaug_lite.experiments.features import image_checksum
 from needsaug_lite.experiments.perturbations import perturbation_scores
+from needsaug_lite.experiments.preparing import Prepared, prepare, prepare_with
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.experiments.special_scores import (
+    attribute_scores,
+    fairness_scores,
+    gamo_scores,
+    generated_scores,
+    noise_scores,
+)
 from needsaug_lite.files import digest
-from needsaug_lite.metrics import Predictions
-from needsaug_lite.models import Classifier
+
+__all__ = [
+    "Prepared",
+    "checked_row",
+    "gamo_scores",
+    "noise_scores",
+    "prepare",
+    "prepare_with",
+    "run",
+]
 
 # A confusion matrix of more classes than this would make a row large.
 CONFUSION_LIMIT = 20
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything a run needs, on its device, before the first step."""
-
-    splits: Splits
-    normalisation: Normalisation
-    model: Classifier
-    method: training.Method
-
-
-def prepare(
-    spec: Spec, root: Path | None = None, device: str | torch.device = "cpu"
-) -> Prepared:
-    """Load the data, build the network from the seed, and make the method.
-
-    Features are made on the CPU, so that no device changes them, and kept in the
-    folder `features` beside the published data sets.
-    """
-    options = spec.data.model_dump(exclude={"name"})
-    splits = data.load(spec.data.name, root, seed=spec.seed, **options)
-    if spec.features is not None:
-        cache = data.default_root(root) / "features"
-        splits = frozen_features(splits, spec.features, seed=spec.seed, cache=cache)
-    return prepare_with(splits.to(device), spec)
-
-
-def prepare_with(splits: Splits, spec: Spec) -> Prepared:
-    """Network and method of a spec for data that are at hand, on their device.
-
-    The method gets the splits without true labels; the evaluation keeps them.
-    """
-    chosen = registry.entry(spec.method)
-    method_class = chosen.load()
-    torch.manual_seed(spec.seed)
-    model = models.build(
-        spec.model.backbone,
-        splits.image_shape,
-        splits.num_classes,
-        width=spec.model.width,
-        feature_dim=spec.model.feature_dim,
-        head=method_class.head,
-        weights=spec.model.weights,
-    ).to(splits.train.labels.device)
-    normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
-    method = method_class(
-        model,
-        splits.without_true_labels(),
-        optimisation=spec.optimisation,
-        augment=spec.augment,
-        normalisation=normalisation,
-        seed=spec.seed,
-        **registry.arguments(spec.method, spec.hyperparameters),
-        **chosen.fixed,
-    )
-    return Prepared(splits, normalisation, model, method)
 
 
 def run(
@@ -140,6 +97,7 @@ def run(
         del scores["confusion"]
     scores |= noise_scores(ready) | attribute_scores(spec, ready, predictions)
     scores |= fairness_scores(ready, predictions) | gamo_scores(spec, predictions)
+    scores |= generated_scores(spec, ready, root)
     if isinstance(ready.method, training.LossDesigning):
         found = ready.method.loss_parameters
         scores["loss_parameters"] = {
@@ -195,79 +153,6 @@ def _shared_start(
     return {"start": folder / f"{name[:16]}.start", "start_run": name}
 
 
-def noise_scores(ready: Prepared) -> dict[str, Any]:
-    """How well the wrong training labels were found, if there are known ones.
-
-    The score is the method's own `suspicion` if it has one, and otherwise the
-    cross-entropy of the training images as they are, without augmentation, under the
-    final network.
-
-    Returns:
-        `noise_average_precision`, or nothing where no label is known to be wrong.
-    """
-    train = ready.splits.train
-    wrong = train.mislabelled
-    if wrong is None or not bool(wrong.any()):
-        return {}
-    if isinstance(ready.method, training.Suspicious):
-        score = ready.method.suspicion()
-    else:
-        score = metrics.sample_losses(ready.method.model, train, ready.normalisation)
-    found = metrics.noise_average_precision(score.cpu(), wrong.cpu())
-    return {"noise_average_precision": found}
-
-
-def attribute_scores(
-    spec: Spec, ready: Prepared, predictions: Predictions
-) -> dict[str, Any]:
-    """Scores under other distributions of attributes, if the data have attributes.
-
-    Returns:
-        See `metrics.generalised_long_tail_scores`; nothing for other data.
-    """
-    groups = ready.splits.train.groups
-    if spec.data.attribute_imbalance is None or groups is None:
-        return {}
-    return dict(
-        metrics.generalised_long_tail_scores(predictions, groups, spec.data.attributes)
-    )
-
-
-def gamo_scores(spec: Spec, predictions: Predictions) -> dict[str, Any]:
-    """Scores on the test images that GAMO draws, if the training images are GAMO's.
-
-    Args:
-        spec: its seed draws the images.
-        predictions: of the whole test part, in its order.
-
-    Returns:
-        `gamo_test` with `balanced_accuracy` (GAMO's ACSA) and `geometric_mean` (its
-        GM) of 100 images per class; nothing for other data or another part.
-    """
-    if not spec.data.gamo or spec.evaluate_on != "test":
-        return {}
-    logits, labels = predictions.logits, predictions.labels
-    index = data.gamo_test_index(labels, logits.shape[1], spec.seed)
-    found = metrics.from_predictions(Predictions(logits[index], labels[index]))
-    names = ("balanced_accuracy", "geometric_mean")
-    return {"gamo_test": {name: found[name] for name in names}}
-
-
-def fairness_scores(ready: Prepared, predictions: Predictions) -> dict[str, float]:
-    """Scores of fairness, if the images have groups with two attributes.
-
-    Returns:
-        See `metrics.fairness_scores`; nothing for other data.
-    """
-    if predictions.groups is None or ready.splits.train.groups is None:
-        return {}
-    cells = Cells.of(ready.splits)
-    if cells.attributes != 2:
-        return {}
-    counts = cells.counts(ready.splits.train)
-    return metrics.fairness_scores(predictions, cells, counts)
-
-
 def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:
     """The row of a spec, refused if it was made from other images or weights.
 
@@ -280,8 +165,7 @@ def checked_row(file: Path, spec: Spec, root: Path | None = None) -> Record:
     record = records.read_record(file)
     other = "weights" if _weights_digest(spec) != record.weights_sha256 else ""
     if spec.data.name not in data.NAMES:
-        options = spec.data.model_dump(exclude={"name"})
-        splits = data.load(spec.data.name, root, seed=spec.seed, **options)
+        splits = spec.load_data(root)
         other = "images" if splits.checksum() != record.data_checksum else other
     if other:
         raise UserError(

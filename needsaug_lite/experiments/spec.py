@@ -5,84 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveInt,
     ValidationError,
     model_validator,
 )
 
+from needsaug_lite import data
 from needsaug_lite.augment import StandardAugmentation
-from needsaug_lite.data.attributes import ATTRIBUTES
-from needsaug_lite.data.groups import WATERBIRDS, check_options
+from needsaug_lite.data import Splits
+from needsaug_lite.data.groups import WATERBIRDS
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import registry
+from needsaug_lite.experiments.ingredients import (
+    STRICT,
+    DataSpec,
+    FeatureSpec,
+    GeneratorSpec,
+    ModelSpec,
+    Seed,
+)
 from needsaug_lite.training import Optimisation
 
 Profile = Literal["smoke", "lite", "reduced", "full"]
-_STRICT = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataSpec(BaseModel):
-    """Which data, and which biases are made in them; see `data.load`."""
-
-    model_config = _STRICT
-
-    name: str = "digits"
-    imbalance: Annotated[float, Field(ge=1)] | None = None
-    n_max: PositiveInt | None = None
-    counts: tuple[PositiveInt, ...] | None = None
-    shuffle_classes: bool = False
-    val_per_class: NonNegativeInt = 0
-    meta_per_class: NonNegativeInt = 0
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
-    noise_kind: Literal["uniform", "flip", "flip2"] = "uniform"
-    colour: bool = False
-    attribute_imbalance: Annotated[float, Field(ge=1)] | None = None
-    attributes: Annotated[int, Field(ge=2)] = ATTRIBUTES
-    group_counts: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] | None = (
-        None
-    )
-    gamo: bool = False
-    image_size: Annotated[int, Field(ge=8)] | None = None
-    channels: Literal[1, 3] | None = None
-    skip_broken: bool = False
-
-    @model_validator(mode="after")
-    def _possible_together(self) -> Self:
-        check_options(self.model_dump())
-        return self
-
-
-class ModelSpec(BaseModel):
-    """Which network; see `models.build`."""
-
-    model_config = _STRICT
-
-    backbone: str = "convnet"
-    width: PositiveInt = 16
-    feature_dim: PositiveInt = 64
-    weights: Path | None = None
-
-
-class FeatureSpec(BaseModel):
-    """Frozen features in place of images; see `features.frozen_features`."""
-
-    # Of the code that makes the features; it is raised when the features change.
-    version: ClassVar[int] = 1
-    model_config = _STRICT
-
-    width: PositiveInt = 16
-    feature_dim: PositiveInt = 512
-    epochs: PositiveInt = 4
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    lr: Annotated[float, Field(gt=0)] = 0.1
 
 
 class Spec(BaseModel):
@@ -94,7 +44,7 @@ class Spec(BaseModel):
     every value, a changed default shows as a hash that doesn't fit.
     """
 
-    model_config = _STRICT
+    model_config = STRICT
 
     experiment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "scratch"
     profile: Profile = "lite"
@@ -103,10 +53,11 @@ class Spec(BaseModel):
     data: DataSpec = DataSpec()
     model: ModelSpec = ModelSpec()
     features: FeatureSpec | None = None
+    generator: GeneratorSpec | None = None
     optimisation: Optimisation = Optimisation()
     augment: StandardAugmentation = StandardAugmentation()
     epochs: PositiveInt = 20
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     evaluate_on: Literal["test", "val"] = "test"
     deviations: tuple[str, ...] = ()
 
@@ -129,7 +80,21 @@ class Spec(BaseModel):
         if self.evaluate_on == "val" and not brings_val:
             raise ValueError("to evaluate on val, hold out data.val_per_class images")
         self._check_features()
+        self._check_generator()
         return self
+
+    def _check_generator(self) -> None:
+        needed = getattr(registry.entry(self.method).load(), "needs_generator", False)
+        if needed and self.features is not None:
+            raise ValueError(
+                f"{self.method} trains on generated images: leave out features"
+            )
+        if needed and self.generator is None:
+            object.__setattr__(self, "generator", GeneratorSpec())
+        if self.generator is not None and not needed:
+            raise ValueError(
+                f"{self.method} uses no generated images: leave out generator"
+            )
 
     def _check_features(self) -> None:
         if self.features is None:
@@ -144,6 +109,16 @@ class Spec(BaseModel):
                 "features are made of images as they are, once: leave out augment, "
                 "or features"
             )
+
+    @property
+    def data_seed(self) -> int:
+        """What draws the parts of the data."""
+        return self.seed if self.data.seed is None else self.data.seed
+
+    def load_data(self, root: Path | None = None) -> Splits:
+        """The data of the run; see `data.load`."""
+        options = self.data.model_dump(exclude={"name", "seed"})
+        return data.load(self.data.name, root, seed=self.data_seed, **options)
 
     @property
     def method_version(self) -> int:
@@ -164,6 +139,12 @@ class Spec(BaseModel):
             usual = FeatureSpec().model_dump(mode="json")
             named["features"] = _differences(values["features"], usual)
             named["features_version"] = FeatureSpec.version
+        if self.generator is not None:
+            usual = GeneratorSpec(kind=self.generator.kind).model_dump(mode="json")
+            chosen = _differences(values["generator"], usual)
+            version = self.generator.version
+            named["generator"] = {**chosen, "kind": self.generator.kind}
+            named["generator_version"] = version
         text = json.dumps(named, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

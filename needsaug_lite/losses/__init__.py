@@ -1,12 +1,20 @@
 """Losses as pure functions of tensors."""
 
 from needsaug_lite.losses.adversarial import (
+    binary_discriminator as binary_discriminator,
+)
+from needsaug_lite.losses.adversarial import hinge_discriminator as hinge_discriminator
+from needsaug_lite.losses.adversarial import hinge_generator as hinge_generator
+from needsaug_lite.losses.adversarial import (
     least_squares_discriminator as least_squares_discriminator,
 )
 from needsaug_lite.losses.adversarial import (
     least_squares_generator as least_squares_generator,
 )
 from needsaug_lite.losses.adversarial import misclassification as misclassification
+from needsaug_lite.losses.adversarial import (
+    non_saturating_generator as non_saturating_generator,
+)
 from needsaug_lite.losses.classification import (
     class_balanced_weights as class_balanced_weights,
 )
@@ -46,3 +54,11 @@ from needsaug_lite.losses.implicit_augmentation import (
 from needsaug_lite.losses.parametric import (
     parametric_cross_entropy as parametric_cross_entropy,
 )
+from needsaug_lite.losses.regularisers import decorrelation as decorrelation
+from needsaug_lite.losses.regularisers import (
+    kl_to_standard_normal as kl_to_standard_normal,
+)
+from needsaug_lite.losses.regularisers import (
+    prediction_consistency as prediction_consistency,
+)
+from needsaug_lite.losses.regularisers import pseudo_consistency as pseudo_consistency

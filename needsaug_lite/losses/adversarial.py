@@ -1,9 +1,10 @@
-"""Least-squares losses of a discriminator and of the generator it judges."""
+"""Losses of a discriminator and of the generator it judges."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import relu, softplus
 
 
 def least_squares_discriminator(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -42,6 +43,75 @@ def least_squares_generator(fake_scores: Tensor) -> Tensor:
     generator to be recognised as generated (errata F1).
     """
     return 0.5 * (fake_scores - 1).square().mean()
+
+
+def binary_discriminator(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """Binary cross-entropy that a discriminator minimises: is this image real?
+
+    L_D = -E[log σ(D(x))] - E[log(1 - σ(D(x̃)))]
+
+    Where both densities are known, its minimum is σ(D(x)) = p(x) / (p(x) + p̃(x)).
+
+    Args:
+        real_scores: D of real images, logits of any shape.
+        fake_scores: D of generated images; the caller detaches them from the generator.
+
+    Returns:
+        A scalar in nats, at least 0; 2 log 2 for a discriminator without an opinion.
+
+    Source: Goodfellow et al. 2014, Eq. 1, as a loss to be minimised (errata N1).
+    """
+    return softplus(-real_scores).mean() + softplus(fake_scores).mean()
+
+
+def non_saturating_generator(fake_scores: Tensor) -> Tensor:
+    """What the generator minimises against `binary_discriminator`.
+
+    L_G = -E[log σ(D(x̃))]
+
+    Minimising E[log(1 - σ(D(x̃)))] has the same aim, but hardly a gradient where the
+    discriminator is sure.
+
+    Args:
+        fake_scores: D of generated images, logits of any shape.
+
+    Returns:
+        A scalar in nats, at least 0.
+
+    Source: Goodfellow et al. 2014, Sec. 3.
+    """
+    return softplus(-fake_scores).mean()
+
+
+def hinge_discriminator(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """What a discriminator minimises that has to keep a margin of 1.
+
+    L_D = E[max(0, 1 - D(x))] + E[max(0, 1 + D(x̃))]
+
+    Args:
+        real_scores: D of real images, any shape.
+        fake_scores: D of generated images; the caller detaches them from the generator.
+
+    Returns:
+        A scalar, at least 0.
+
+    Source: Miyato et al. 2018, Eq. 16; BigGAN (Brock et al. 2019).
+    """
+    return relu(1 - real_scores).mean() + relu(1 + fake_scores).mean()
+
+
+def hinge_generator(fake_scores: Tensor) -> Tensor:
+    """What the generator minimises against `hinge_discriminator`: L_G = -E[D(x̃)].
+
+    Args:
+        fake_scores: D of generated images, any shape.
+
+    Returns:
+        A scalar of either sign.
+
+    Source: Miyato et al. 2018, Eq. 17.
+    """
+    return -fake_scores.mean()
 
 
 def misclassification(logits: Tensor, labels: Tensor) -> Tensor:

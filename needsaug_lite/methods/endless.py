@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 
 from needsaug_lite.data import Batch, Batches
 
@@ -35,3 +35,15 @@ class Endless:
 
     def __next__(self) -> Batch:
         return next(self._coming)
+
+
+class FixedSteps(Endless):
+    """Epochs of a fixed number of steps, however many images there are."""
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch, which go on where the images end."""
+        self.begin_epoch(epoch)
+        yield from islice(self, self.steps)

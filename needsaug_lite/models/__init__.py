@@ -1,8 +1,10 @@
 """Networks."""
 
+from needsaug_lite.models.batch_statistics import unrecorded as unrecorded
 from needsaug_lite.models.classifiers import BACKBONES as BACKBONES
 from needsaug_lite.models.classifiers import Classifier as Classifier
 from needsaug_lite.models.classifiers import build as build
+from needsaug_lite.models.classifiers import features_with as features_with
 from needsaug_lite.models.classifiers import load_weights as load_weights
 from needsaug_lite.models.feature_gan import (
     ConditionalDiscriminator as ConditionalDiscriminator,
@@ -15,6 +17,11 @@ from needsaug_lite.models.feature_gan import InstanceGenerator as InstanceGenera
 from needsaug_lite.models.feature_gan import Mixer as Mixer
 from needsaug_lite.models.feature_gan import SeeingGenerator as SeeingGenerator
 from needsaug_lite.models.feature_gan import mix as mix
+from needsaug_lite.models.finder import Finder as Finder
+from needsaug_lite.models.finder import FinderKind as FinderKind
+from needsaug_lite.models.generators import Adapted as Adapted
+from needsaug_lite.models.generators import Generator as Generator
+from needsaug_lite.models.generators import stylegan2 as stylegan2
 from needsaug_lite.models.heads import CosineHead as CosineHead
 from needsaug_lite.models.heads import make_head as make_head
 from needsaug_lite.models.heads import two_layers as two_layers

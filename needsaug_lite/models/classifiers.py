@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from needsaug_lite.errors import UserError
@@ -14,6 +16,7 @@ from needsaug_lite.models.heads import make_head
 
 TORCHVISION = {
     "resnet18": "resnet18",
+    "resnet18_32": "resnet18",
     "resnet50": "resnet50",
     "resnext50": "resnext50_32x4d",
 }
@@ -38,6 +41,27 @@ class Classifier(nn.Module):
         """Logits (B, C)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def features_with(
+    model: Classifier, params: Mapping[str, Tensor], images: Tensor
+) -> Tensor:
+    """Features (B, D) under other parameters than the model's own.
+
+    Args:
+        model: its buffers are used.
+        params: by the names of `model.named_parameters()`; those of the head are not
+            used.
+        images: normalised, shape (B, channels, H, W).
+    """
+    prefix = "backbone."
+    chosen = {
+        name.removeprefix(prefix): value
+        for name, value in params.items()
+        if name.startswith(prefix)
+    }
+    found: Tensor = functional_call(model.backbone, chosen, (images,))
+    return found
 
 
 def convnet(channels: int, width: int) -> nn.Sequential:
@@ -114,6 +138,9 @@ def _torchvision_backbone(name: str) -> tuple[nn.Module, int]:
     network = getattr(models, TORCHVISION[name])(weights=None)
     feature_dim = int(network.fc.in_features)
     network.fc = nn.Identity()
+    if name.endswith("_32"):
+        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        network.maxpool = nn.Identity()
     return network, feature_dim
 
 
@@ -130,8 +157,9 @@ def build(
     """A classifier for images of one shape, drawn from torch's global generator.
 
     Args:
-        backbone: convnet, resnet32, resnet18, resnet50, resnext50, or linear: nothing
-            but the numbers of the image in one row (D = channels * height * width), so
+        backbone: convnet; resnet32, resnet18, resnet50, resnext50; resnet18_32, whose
+            first layer keeps images of 32 pixels at their size; or linear: nothing but
+            the numbers of the image in one row (D = channels * height * width), so
             that the head is the whole model; for features, which are 1 x 1 "images".
         image_shape: channels, height, width.
         num_classes: C.

@@ -429,7 +429,9 @@ def test_global_random_state_has_no_influence(examples):
     assert runs[0].equal(runs[1])
 
 
-@pytest.mark.parametrize("asked", [{"crop": 1}, {"flip": True}, {"cutout": 2}])
+@pytest.mark.parametrize(
+    "asked", [{"crop": 1}, {"flip": True}, {"cutout": 2}, {"policy": "augmix"}]
+)
 def test_features_can_not_be_augmented(asked):
     part = features(torch.rand(4, 3)).train
     norm = data.Normalisation((0.0,) * 3, (1.0,) * 3)

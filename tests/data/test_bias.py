@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,86 @@ def test_another_seed_holds_out_other_images(archive):
 def test_class_smaller_than_the_hold_out_is_refused(archive, option, part):
     with pytest.raises(UserError, match=rf"class '0' has 20.*{part}"):
         data.load(archive, **{option: 20})
+
+
+# --- keeping a share ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "counts"),
+    [(1.0, [200, 40, 7, 1]), (0.5, [100, 20, 4, 1]), (0.01, [2, 1, 1, 1])],
+)
+def test_every_class_keeps_its_share_and_at_least_one(make_splits, share, counts):
+    splits = make_splits([200, 40, 7, 1])
+    assert data.keep_share(splits, share).class_counts.tolist() == counts
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_smaller_share_is_part_of_a_larger_one(make_splits, numbers, seed):
+    splits = make_splits([90, 30, 5])
+    kept = [
+        set(numbers(data.keep_share(splits, share, seed).train).tolist())
+        for share in (0.01, 0.1, 0.25, 0.5, 0.75, 1)
+    ]
+    assert all(small < large for small, large in itertools.pairwise(kept))
+
+
+def test_every_image_of_a_class_is_kept_as_often(make_splits, numbers):
+    splits, draws = make_splits([20, 10]), 2000
+    hits = torch.zeros(30)
+    for seed in range(draws):
+        hits[numbers(data.keep_share(splits, 0.3, seed).train)] += 1
+    assert all(within(int(hit), draws, 0.3) for hit in hits)
+
+
+def test_a_kept_share_is_pure_and_known_afterwards(make_splits, numbers):
+    splits = make_splits([40, 40, 40])
+    before = splits.checksum()
+    few = data.keep_share(splits, 0.25, seed=2)
+    assert splits.checksum() == before
+    assert "kept" not in splits.provenance
+    assert few.provenance["kept"] == 0.25
+    assert few.train.labels.equal(splits.train.labels[numbers(few.train)])
+    assert few.checksum() == data.keep_share(splits, 0.25, seed=2).checksum()
+    assert few.checksum() != data.keep_share(splits, 0.25, seed=3).checksum()
+    for part in ("val", "meta", "test"):
+        assert getattr(few, part) is getattr(splits, part)
+    assert data.keep_share(splits, 1.0).checksum() == before
+
+
+def test_the_share_is_of_what_hold_outs_and_tail_leave_and_clean(archive):
+    biases = {"val_per_class": 4, "meta_per_class": 3, "imbalance": 3, "seed": 1}
+    whole, few = (data.load(archive, **biases, kept=kept) for kept in (None, 0.5))
+    for part in ("val", "meta", "test"):
+        assert first_pixels(getattr(few, part)) == first_pixels(getattr(whole, part))
+    halved = [round(count / 2) for count in data.long_tail_counts(13, 3, 3)]
+    assert few.class_counts.tolist() == halved
+    expected = data.keep_share(whole, 0.5, seed=1)
+    assert first_pixels(few.train) == first_pixels(expected.train)
+    noisy = data.load(archive, **biases, kept=0.5, noise=0.5)
+    assert first_pixels(noisy.train) == first_pixels(few.train)
+    assert noisy.train.true_labels.equal(few.train.labels)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01, math.nan])
+def test_a_share_that_keeps_nothing_or_more_than_all_is_refused(make_splits, share):
+    with pytest.raises(UserError, match="above 0 and at most 1"):
+        data.keep_share(make_splits([5, 5]), share)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"gamo": True}, {"colour": True}, {"group_counts": (1, 1, 1, 1)}],
+    ids=lambda own: next(iter(own)),
+)
+def test_data_with_sizes_of_its_own_is_not_reduced(own):
+    with pytest.raises(UserError, match="leave out kept"):
+        data.load("digits", kept=0.5, **own)
+
+
+def test_waterbirds_is_not_reduced(tmp_path):
+    with pytest.raises(UserError, match="leave out kept"):
+        data.load("waterbirds", tmp_path, kept=0.5)
 
 
 # --- label noise --------------------------------------------------------------

@@ -19,7 +19,7 @@ from needsaug_lite.experiments.features import (
     image_checksum,
     pretext_examples,
 )
-from needsaug_lite.experiments.spec import FeatureSpec
+from needsaug_lite.experiments.ingredients import FeatureSpec
 
 QUICK = FeatureSpec(width=4, feature_dim=24, epochs=1)
 RUN: dict[str, Any] = {

@@ -185,8 +185,7 @@ def noisy(method: str) -> Spec:
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_no_method_is_given_the_true_labels(method: str) -> None:
     spec = noisy(method)
-    options = spec.data.model_dump(exclude={"name"})
-    splits = data.load("digits", seed=spec.seed, **options)
+    splits = spec.load_data()
     # No noisy data of ours have groups; those of a user may.
     plain = splits.train
     train = replace(plain, groups=2 * plain.labels + torch.arange(len(plain)) % 2)
@@ -201,8 +200,7 @@ def test_no_method_is_given_the_true_labels(method: str) -> None:
 
 def test_true_labels_change_no_result() -> None:
     spec = noisy("hyper_cleaning")
-    options = spec.data.model_dump(exclude={"name"})
-    splits = data.load("digits", seed=spec.seed, **options)
+    splits = spec.load_data()
     train = splits.train
     shifted = replace(train, true_labels=(train.labels + 1) % 10)
     told, untold, misled = (

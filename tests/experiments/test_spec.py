@@ -9,7 +9,7 @@ import pytest
 
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import Spec, registry
-from needsaug_lite.experiments.spec import FeatureSpec
+from needsaug_lite.experiments.ingredients import FeatureSpec
 
 FEATURES: dict[str, Any] = {"features": {}, "model": {"backbone": "linear"}}
 
@@ -35,6 +35,8 @@ def test_every_value_that_matters_changes_the_hash() -> None:
         spec(data={"imbalance": 20}),
         spec(optimisation={"lr": 0.05}),
         spec(augment={"flip": True}),
+        spec(augment={"policy": "augmix"}),
+        spec(augment={"policy": "randaugment"}),
         spec(model={"width": 8}),
         spec(experiment="other"),
         spec(profile="smoke"),
@@ -107,6 +109,8 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"epochs": 0}, "greater than 0"),
         ({"epochs": 1.5}, "valid integer"),
         ({"data": {"imbalance": 0.5}}, "greater than or equal to 1"),
+        ({"data": {"kept": 0}}, "greater than 0"),
+        ({"data": {"kept": 0.5, "gamo": True}}, "leave out kept"),
         ({"data": {"colours": 1}}, "data.colours: unknown name"),
         ({"data": {"colour": True, "imbalance": 9}}, "leave out imbalance"),
         ({"data": {"colour": True, "meta_per_class": 3}}, "multiple of 2"),
@@ -123,6 +127,7 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"optimisation": {"learning_rate": 1}}, "unknown name"),
         ({"optimisation": {"batch_size": 0}}, "greater than 0"),
         ({"augment": {"crop": -1}}, "greater than or equal to 0"),
+        ({"augment": {"policy": "autoaugment"}}, "augment.policy: .*'augmix'"),
         ({"profile": "fast"}, "profile"),
         ({"experiment": "../up"}, "experiment"),
         ({"profile": "full", "deviations": ["short"]}, "no deviations"),

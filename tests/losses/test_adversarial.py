@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -196,3 +197,97 @@ def test_no_step_waits_for_the_device() -> None:
     losses.misclassification(logits, labels).backward()
     losses.least_squares_generator(logits).backward()
     losses.least_squares_discriminator(logits, logits).backward()
+
+
+# --- binary cross-entropy and hinge -------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 5), st.floats(0.01, 5))
+def test_the_best_binary_judge_is_the_share_of_real(p: float, q: float) -> None:
+    """At σ(D) = p/(p + q) the slope of p·softplus(-D) + q·softplus(D) is 0."""
+
+    def loss(score: Tensor) -> Tensor:
+        weights = tensor([p, q])
+        none = score.new_full((1,), -torch.inf)  # contributes softplus(-inf) = 0
+        real = losses.binary_discriminator(score, none)
+        fake = losses.binary_discriminator(-none, score)
+        return weights @ torch.stack([real, fake])
+
+    best = tensor([math.log(p / q)]).requires_grad_()
+    (slope,) = torch.autograd.grad(loss(best), best)
+    assert_close(slope, torch.zeros(1, dtype=F64))
+    assert_close(best.sigmoid(), tensor([p / (p + q)]))
+    least = float(loss(best).detach())
+    for other in (-0.3, 0.2):
+        assert float(loss(best.detach() + other)) > least
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-8, 8), min_size=1, max_size=6), st.floats(-8, 8))
+def test_binary_losses_are_negative_log_likelihoods(
+    reals: list[float], fake: float
+) -> None:
+    real_scores, fake_scores = tensor(reals), tensor([fake, -1.0])
+    expected = -real_scores.sigmoid().log().mean()
+    expected = expected - (1 - fake_scores.sigmoid()).log().mean()
+    assert_close(losses.binary_discriminator(real_scores, fake_scores), expected)
+    found = losses.non_saturating_generator(fake_scores)
+    assert_close(found, -fake_scores.sigmoid().log().mean())
+
+
+def test_a_judge_without_an_opinion_pays_two_bits() -> None:
+    none = torch.zeros(3, dtype=F64)
+    found = losses.binary_discriminator(none, none)
+    assert float(found) == pytest.approx(2 * math.log(2))
+    assert float(losses.non_saturating_generator(none)) == pytest.approx(math.log(2))
+
+
+def test_a_sure_judge_still_gives_the_generator_a_direction() -> None:
+    scores = torch.tensor([-200.0], requires_grad=True)
+    (ours,) = torch.autograd.grad(losses.non_saturating_generator(scores), scores)
+    (saturated,) = torch.autograd.grad((1 - scores.sigmoid()).log().mean(), scores)
+    assert float(ours) == -1
+    assert float(saturated) == 0
+
+
+def test_hinge_values() -> None:
+    judge = losses.hinge_discriminator
+    sure, zero = tensor([1.0, 3.0]), torch.zeros(2, dtype=F64)
+    assert float(judge(sure, -sure)) == 0
+    assert float(judge(zero, zero)) == 2
+    assert float(judge(-sure, sure)) == 6  # (2 + 4) / 2 twice
+    assert float(judge(tensor([0.5, 2.0]), tensor([-0.25, -7.0]))) == 0.25 + 0.375
+    assert float(losses.hinge_generator(tensor([3.0, -1.0]))) == -1
+
+
+@settings(deadline=None)
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_hinge_pushes_only_inside_the_margin(real: float, fake: float) -> None:
+    scores = tensor([real, fake]).requires_grad_()
+    loss = losses.hinge_discriminator(scores[:1], scores[1:])
+    (slope,) = torch.autograd.grad(loss, scores)
+    if real != 1 and fake != -1:  # the corners have no derivative
+        assert_close(slope, tensor([-float(real < 1), float(fake > -1)]))
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.non_saturating_generator, losses.hinge_generator]
+)
+def test_a_generator_step_raises_every_score(loss: Callable[[Tensor], Tensor]) -> None:
+    """What needs_aware's errata N1 asks for."""
+    scores = tensor([-2.0, 0.0, 3.0]).requires_grad_()
+    (slope,) = torch.autograd.grad(loss(scores), scores)
+    assert bool((slope < 0).all())
+
+
+def test_no_image_loss_waits_for_the_device() -> None:
+    scores = torch.ones(6, device="meta", requires_grad=True)
+    total = (
+        losses.binary_discriminator(scores, scores)
+        + losses.hinge_discriminator(scores, scores)
+        + losses.non_saturating_generator(scores)
+        + losses.hinge_generator(scores)
+    )
+    (slope,) = torch.autograd.grad(total, scores)
+    assert slope.shape == (6,)

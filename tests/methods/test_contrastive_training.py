@@ -155,6 +155,13 @@ def test_strong_views_follow_the_augmentation_of_the_run() -> None:
     assert weak.batches.augment == weak.second_view.augment == run
 
 
+def test_an_automatic_policy_is_for_the_weak_views_only() -> None:
+    run = StandardAugmentation(policy="randaugment")
+    assert make(NAME, augment=run).second_view.augment == run
+    with pytest.raises(UserError, match="leave one of the two out"):
+        make(NAME, augment=run, phase1={"strong_views": True})
+
+
 def test_class_weights_come_late() -> None:
     phase1 = {"share": 0.5, "late": 0.6, "reweight": True}
     method = make(NAME, phase1=phase1)

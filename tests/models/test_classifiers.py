@@ -22,6 +22,7 @@ def parameters(model: torch.nn.Module) -> int:
         ("convnet", (1, 28, 28), 32),
         ("resnet32", (3, 32, 32), 64),
         ("resnet18", (3, 32, 32), 512),
+        ("resnet18_32", (3, 32, 32), 512),
     ],
 )
 def test_forward_is_head_of_features(
@@ -43,6 +44,18 @@ def test_published_sizes() -> None:
     assert parameters(models.build("resnet18", (3, 32, 32), 1000)) == 11_689_512
     assert parameters(models.build("resnet50", (3, 32, 32), 1000)) == 25_557_032
     assert parameters(models.build("resnext50", (3, 32, 32), 1000)) == 25_028_904
+
+
+def test_small_images_keep_their_size_in_the_first_layers_of_resnet18_32() -> None:
+    small = models.build("resnet18_32", (3, 32, 32), 10)
+    # 7 x 7 kernels became 3 x 3: 64 * 3 * (49 - 9) weights less.
+    usual = parameters(models.build("resnet18", (3, 32, 32), 10))
+    assert parameters(small) == usual - 7680
+    seen: list[torch.Size] = []
+    first = small.backbone.get_submodule("layer1")
+    first.register_forward_hook(lambda *found: seen.append(found[2].shape))
+    small(torch.randn(2, 3, 32, 32))
+    assert seen == [(2, 64, 32, 32)]
 
 
 def test_wider_resnet32_has_the_asked_feature_length() -> None:

@@ -14,6 +14,7 @@ from needsaug_lite import losses
 from needsaug_lite.augment import AutoAugmentCutout, SimAugment, StandardAugmentation
 from needsaug_lite.data import Batch, Batches, Normalisation, Splits, generator
 from needsaug_lite.data.batches import Augmentation
+from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import (
     DEFERRED_START,
     Supervised,
@@ -34,6 +35,11 @@ def _views(
     """How the first and the second view of an image are made."""
     if not strong:
         return standard, standard
+    if standard.policy is not None:
+        raise UserError(
+            f"policy={standard.policy!r} and strong_views, which have a policy of "
+            "their own: leave one of the two out"
+        )
     first = AutoAugmentCutout(
         crop=standard.crop, flip=standard.flip, cutout=standard.cutout
     )

@@ -16,7 +16,7 @@ from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
 from needsaug_lite.methods.meta_images import MetaImages
-from needsaug_lite.models import Classifier
+from needsaug_lite.models import Classifier, features_with
 from needsaug_lite.statistics import ClassCovariance, nearest_positive_semidefinite
 from needsaug_lite.training import Optimisation, Stage
 
@@ -163,14 +163,7 @@ class ImplicitlyAugmented(TwoPhase):
 
     def features_with(self, params: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Features (B, D) under other parameters than the model's own."""
-        prefix = "backbone."
-        chosen = {
-            name.removeprefix(prefix): value
-            for name, value in params.items()
-            if name.startswith(prefix)
-        }
-        found: Tensor = functional_call(self.model.backbone, chosen, (images,))
-        return found
+        return features_with(self.model, params, images)
 
     def loss_with(
         self,

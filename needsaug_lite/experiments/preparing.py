@@ -1,0 +1,90 @@
+"""From a spec to everything that a run needs before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from needsaug_lite import data, models, training
+from needsaug_lite.data import Normalisation, Splits
+from needsaug_lite.experiments import registry
+from needsaug_lite.experiments.features import frozen_features
+from needsaug_lite.experiments.generators import TrainedGenerator, trained_generator
+from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.models import Classifier
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, on its device, before the first step."""
+
+    splits: Splits
+    normalisation: Normalisation
+    model: Classifier
+    method: training.Method
+    generator: TrainedGenerator | None = None
+
+
+def prepare(
+    spec: Spec, root: Path | None = None, device: str | torch.device = "cpu"
+) -> Prepared:
+    """Load the data, build the network from the seed, and make the method.
+
+    Features are made on the CPU, so that no device changes them, and kept in the
+    folder `features` beside the published data sets; generators are trained on
+    `device` and kept in the folder `generators`.
+    """
+    splits = spec.load_data(root)
+    if spec.features is not None:
+        cache = data.default_root(root) / "features"
+        splits = frozen_features(splits, spec.features, seed=spec.seed, cache=cache)
+    cache = data.default_root(root) / "generators"
+    return prepare_with(splits.to(device), spec, cache)
+
+
+def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepared:
+    """Network and method of a spec for data that are at hand, on their device.
+
+    The method gets the splits without true labels; the evaluation keeps them.
+
+    Args:
+        splits: the data.
+        spec: the run.
+        cache: folder of trained generators; None trains one if it is needed.
+    """
+    chosen = registry.entry(spec.method)
+    method_class = chosen.load()
+    torch.manual_seed(spec.seed)
+    model = models.build(
+        spec.model.backbone,
+        splits.image_shape,
+        splits.num_classes,
+        width=spec.model.width,
+        feature_dim=spec.model.feature_dim,
+        head=method_class.head,
+        weights=spec.model.weights,
+    ).to(splits.train.labels.device)
+    made = None
+    handed: dict[str, Any] = {}
+    if spec.generator is not None:
+        made = trained_generator(
+            splits, spec.generator, seed=spec.data_seed, cache=cache
+        )
+        handed["generator"] = made.generator
+        torch.manual_seed(spec.seed)  # the method draws its own weights from here
+    normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
+    method = method_class(
+        model,
+        splits.without_true_labels(),
+        optimisation=spec.optimisation,
+        augment=spec.augment,
+        normalisation=normalisation,
+        seed=spec.seed,
+        **registry.arguments(spec.method, spec.hyperparameters),
+        **chosen.fixed,
+        **handed,
+    )
+    return Prepared(splits, normalisation, model, method, made)

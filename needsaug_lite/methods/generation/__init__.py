@@ -1,0 +1,1 @@
+"""What trains the generators that methods draw samples from, one file each."""

@@ -1,0 +1,159 @@
+"""Trained generators: one for one set of images and settings, whoever asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from needsaug_lite import data
+from needsaug_lite.data import Splits
+from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import Spec, generators, runner
+from needsaug_lite.experiments.generators import TrainedGenerator, trained_generator
+from needsaug_lite.experiments.ingredients import GeneratorSpec
+from needsaug_lite.experiments.registry import GENERATORS
+
+SETTINGS: dict[str, Any] = {"latent_dim": 8, "width": 8, "batch_size": 4}
+
+
+def spec(**changes: Any) -> GeneratorSpec:
+    return GeneratorSpec(
+        **{"kind": "cgan", "steps": 100, "hyperparameters": SETTINGS, **changes}
+    )
+
+
+def run_spec(**changes: Any) -> Spec:
+    return Spec.checked(
+        {
+            "method": "pcr",
+            "data": {"name": "digits", "n_max": 4},
+            "generator": spec().model_dump(),
+            "epochs": 1,
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    return data.load("digits", n_max=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("generators")
+
+
+@pytest.fixture(scope="module")
+def made(splits: Splits, cache: Path) -> TrainedGenerator:
+    return trained_generator(splits, spec(), cache=cache)
+
+
+def image(made: TrainedGenerator) -> torch.Tensor:
+    draw = data.generator(1)
+    source = made.generator
+    return source.sample(source.noise(3, draw), source.labels(3, draw))
+
+
+def test_a_generator_is_trained_once_for_the_same_images_and_settings(
+    splits: Splits,
+    cache: Path,
+    made: TrainedGenerator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(generators.training, "fit", refuse)
+    again = trained_generator(splits, spec(), cache=cache)
+    assert again.name == made.name
+    assert torch.equal(image(again), image(made))
+    assert again.history == made.history
+    for other in (spec(steps=200), spec(seed=3)):
+        with pytest.raises(AssertionError, match="trained again"):
+            trained_generator(splits, other, cache=cache)
+    fewer = data.load("digits", n_max=4, seed=1)
+    with pytest.raises(AssertionError, match="trained again"):
+        trained_generator(fewer, spec(), cache=cache)
+
+
+def test_a_damaged_file_is_made_anew_bit_for_bit(
+    splits: Splits, cache: Path, made: TrainedGenerator
+) -> None:
+    (file,) = cache.glob(f"{made.name}.*")
+    file.write_bytes(file.read_bytes()[:-9])
+    torch.manual_seed(99)  # the caller's random state decides nothing ...
+    before = torch.get_rng_state()
+    again = trained_generator(splits, spec(), cache=cache)
+    assert torch.equal(image(again), image(made))
+    assert torch.equal(torch.get_rng_state(), before)  # ... and stays
+    assert not list(cache.glob("*.checkpoint"))
+
+
+def test_a_trained_generator_is_frozen_and_in_evaluation_mode(
+    made: TrainedGenerator,
+) -> None:
+    assert not made.generator.training
+    assert not any(p.requires_grad for p in made.generator.parameters())
+    assert len(made.history) == 1
+    assert made.label == GENERATORS["cgan"].label
+
+
+def test_the_generator_is_part_of_a_runs_name() -> None:
+    names = {
+        run_spec(generator=chosen.model_dump()).run_id
+        for chosen in (spec(), spec(steps=200), spec(seed=1), spec(kind="acgan"))
+    }
+    assert len(names) == 4
+    default = GeneratorSpec()
+    assert run_spec(generator=None).generator == default
+    assert run_spec(generator=None).run_id == run_spec(generator={}).run_id
+
+
+def test_methods_without_generated_images_refuse_a_generator() -> None:
+    with pytest.raises(UserError, match="leave out generator"):
+        run_spec(method="cross_entropy")
+    with pytest.raises(UserError, match="unknown generator 'gan'; use one of cgan"):
+        run_spec(generator={"kind": "gan"})
+    with pytest.raises(UserError, match=r"unknown name|leave out features"):
+        run_spec(features={}, model={"backbone": "linear"})
+    with pytest.raises(UserError, match="widht"):
+        run_spec(generator={"kind": "cgan", "hyperparameters": {"widht": 3}})
+
+
+def test_seeds_of_runs_share_data_and_generator_where_the_data_have_a_seed() -> None:
+    own = [runner.prepare(run_spec(seed=seed)) for seed in (0, 1)]
+    assert own[0].splits.checksum() != own[1].splits.checksum()
+    drawn = {"name": "digits", "n_max": 4, "seed": 5}
+    shared = [run_spec(seed=seed, data=drawn) for seed in (0, 1)]
+    ready = [runner.prepare(one) for one in shared]
+    assert ready[0].splits.checksum() == ready[1].splits.checksum()
+    assert ready[0].generator is not None
+    assert ready[1].generator is not None
+    assert ready[0].generator.name == ready[1].generator.name
+    weights = [next(one.model.parameters()) for one in ready]
+    assert not torch.equal(weights[0], weights[1])
+    assert shared[0].run_id != run_spec(seed=0).run_id
+
+
+def test_a_row_says_how_good_the_generated_images_were(tmp_path: Path) -> None:
+    row = runner.run(run_spec(), root=tmp_path, progress=False)
+    facts = row.metrics["generator"]
+    assert facts["label"] == "cGAN"
+    assert facts["shared"] is False
+    assert "digits" in facts["judge"]
+    assert facts["uniform"]["frechet_distance"] > 0
+    assert "searched" not in facts
+    assert list((tmp_path / "generators").iterdir())
+    assert list((tmp_path / "judges").iterdir())
+    searched = runner.run(
+        run_spec(
+            method="mgr", data={"name": "digits", "n_max": 4, "meta_per_class": 2}
+        ),
+        root=tmp_path,
+        progress=False,
+    )
+    assert "searched" in searched.metrics["generator"]
