@@ -94,7 +94,7 @@ def randaugment(
     Source: RandAugment (Cubuk et al. 2020) Sec. 3, where N and M are tuned for each
     data set; 2 and 10 are those of mgr's T, see `StrongAugmentation`.
     """
-    levels = torch.full((len(images),), level)
+    levels = torch.full((len(images),), float(level))
     changed = as_floats(images)
     for _ in range(operations):
         changed = _operate(changed, RANDAUGMENT_SPACE, levels, draw)

@@ -39,14 +39,32 @@ class TunedGenerator(MGR):
     """
 
     def __init__(
-        self, model: Classifier, splits: Splits, *, generator: Generator, **common: Any
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        generator: Generator,
+        synthetic: SyntheticSettings = SYNTHETIC,
+        search: SearchSettings = SEARCH,
+        second_order: bool = False,
+        stop_gradient: bool = False,
+        **common: Any,
     ) -> None:
         if next(generator.parameters(), None) is None:
             raise UserError(
                 f"a {type(generator).__name__} without weights has nothing that could "
                 "be moved; take mgr, which moves its latent vectors"
             )
-        super().__init__(model, splits, generator=deepcopy(generator), **common)
+        super().__init__(
+            model,
+            splits,
+            generator=deepcopy(generator),
+            synthetic=synthetic,
+            search=search,
+            second_order=second_order,
+            stop_gradient=stop_gradient,
+            **common,
+        )
 
     def searched(self) -> list[Tensor]:
         """Φ, the weights of the generator."""

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from needsaug_lite import models, training
 from needsaug_lite.augment import AutoAugmentCutout, SimAugment, StandardAugmentation
+from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.cross_entropy import CrossEntropy
 from needsaug_lite.training import Optimisation
 
