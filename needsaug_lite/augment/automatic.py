@@ -20,8 +20,9 @@ between them s is linear, and `strong.perform` says what s means:
 `color` is for 3 channels only. Warps are bilinear and uncover black. Between the
 operations of an image nothing is rounded to bytes.
 
-torchvision has all three, but its operations take one magnitude for the whole batch,
-so that images go through one by one: slow on a GPU, and for AugMix everywhere.
+torchvision has all three, but draws from the global generator and takes one operation
+and magnitude for a whole batch. Image by image its AugMix needs 40 to 56 ms for 64
+small images on one thread of a CPU, where this module needs 6 to 13.
 """
 
 from __future__ import annotations

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from needsaug_lite.data import Splits
-from needsaug_lite.methods.baselines.generative import (
-    GDA,
-    PCR,
+from needsaug_lite.methods.baselines.generative import GDA, PCR
+from needsaug_lite.methods.baselines.synthetic_images import (
     SYNTHETIC,
     SyntheticSettings,
 )

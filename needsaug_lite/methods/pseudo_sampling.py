@@ -16,14 +16,12 @@ from torch.nn.utils import parameters_to_vector
 from needsaug_lite import hypergrad, losses
 from needsaug_lite.data import Batch, Splits
 from needsaug_lite.hypergrad import Hypergradient, HypergradientWarning
-from needsaug_lite.methods.baselines.generative import (
-    SYNTHETIC,
-    Generative,
-    Params,
-    SyntheticSettings,
-    Views,
-)
+from needsaug_lite.methods.baselines.generative import Generative, Params, Views
 from needsaug_lite.methods.baselines.supervised import accuracy
+from needsaug_lite.methods.baselines.synthetic_images import (
+    SYNTHETIC,
+    SyntheticSettings,
+)
 from needsaug_lite.methods.meta_images import MetaImages
 from needsaug_lite.models import Classifier, Finder, FinderKind, Generator
 

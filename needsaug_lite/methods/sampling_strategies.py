@@ -12,12 +12,10 @@ from torch import Tensor
 from needsaug_lite import losses
 from needsaug_lite.data import Splits
 from needsaug_lite.errors import UserError
-from needsaug_lite.methods.baselines.generative import (
-    PCR,
+from needsaug_lite.methods.baselines.generative import PCR, Params, Views
+from needsaug_lite.methods.baselines.synthetic_images import (
     SYNTHETIC,
-    Params,
     SyntheticSettings,
-    Views,
 )
 from needsaug_lite.methods.mgr import MGR
 from needsaug_lite.methods.pseudo_sampling import (

@@ -72,6 +72,10 @@ def distance(one: Tensor, other: Tensor) -> Tensor:
     return (one.int() - other.int()).abs().flatten(1).amax(1)
 
 
+def halves(name: str, images: Tensor, strength: Tensor, signs: Tensor) -> Tensor:
+    return images if name == "identity" else images / 2
+
+
 # What all share
 
 
@@ -158,6 +162,16 @@ def test_operations_follow_each_other() -> None:
             gap = (result.int() - twice.int()).abs().float().flatten(1)
             found |= gap.median(1).values <= 2
     assert found.all()
+
+
+def test_as_many_operations_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automatic, "perform", halves)
+    images = torch.full((3000, 1, 2, 2), 128, dtype=torch.uint8)
+    for asked in (1, 2, 3):
+        result = randaugment(images, seeded(0), operations=asked)[:, 0, 0, 0]
+        # One of 13 is the identity.
+        most = (result == 128 // 2**asked).float().mean()
+        assert near(most, (12 / 13) ** asked, 3000)
 
 
 def test_level_zero_keeps_what_can_be_kept() -> None:
@@ -290,10 +304,6 @@ def test_a_mixture_of_what_all_operations_keep_keeps_it(
     result = augmix(images, seeded(0))
     assert torch.equal(result[:, :, 15:18, 15:18], images[:, :, 15:18, 15:18])
     assert bool((result != images).flatten(1).any(1).any())
-
-
-def halves(name: str, images: Tensor, strength: Tensor, signs: Tensor) -> Tensor:
-    return images if name == "identity" else images / 2
 
 
 def test_chains_have_every_depth_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from helpers.meta_methods import doubled, load
 from needsaug_lite import models
 from needsaug_lite.data import Batch, Splits
-from needsaug_lite.methods.baselines.generative import Generative, SyntheticSettings
+from needsaug_lite.methods.baselines.generative import Generative
+from needsaug_lite.methods.baselines.synthetic_images import SyntheticSettings
 from needsaug_lite.methods.pseudo_sampling import (
     MetaPseudoSampling,
     Searched,
