@@ -178,6 +178,7 @@ class Searched(Generative):
             "accuracy": accuracy(logits, batch.labels),
             "synthetic_loss": made,
             "moved": (moved - latents).square().mean().sqrt(),
+            **self.observed(),
             **logged,
         }
 

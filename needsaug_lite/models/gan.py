@@ -14,7 +14,7 @@ from needsaug_lite.models.generators import Generator
 SMALLEST, LARGEST = 8, 32
 # The first map of a generator has 4 to 7 pixels a side.
 LARGEST_START = 7
-SLOPE = 0.2  # of leaky ReLU: Radford et al. 2016, Sec. 3
+SLOPE = 0.2  # of leaky ReLU: Radford et al. 2016, Sec. 4
 
 
 def start_and_doublings(image_shape: tuple[int, int, int]) -> tuple[int, int]:

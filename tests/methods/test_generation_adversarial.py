@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import math
@@ -156,6 +157,85 @@ def test_each_player_changes_only_itself(kind: Any, digits: Splits) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_each_player_moves_the_scores_its_way(kind: Any, digits: Splits) -> None:
+    """The judge parts real from fake; the generator then raises the fakes' scores."""
+    method = make(kind, digits, diversity=0.0, discriminator_lr=2e-3)
+    batch = next(method.batches.epoch(0))
+    latents = method.model["generator"].noise(len(batch), generator(1))
+
+    def fakes() -> Tensor:
+        found: Tensor = method.model["generator"].symmetric(latents, batch.labels)
+        return found
+
+    def mean_score(images: Tensor) -> float:
+        with torch.no_grad():
+            return float(method.discriminator(images, batch.labels).mean())
+
+    judge, maker = method.discriminator_optimiser, method.generator_optimiser
+    before = mean_score(batch.images) - mean_score(fakes())
+    for _ in range(20):
+        judge.zero_grad()
+        method.discriminator_loss(
+            batch.images, fakes().detach(), batch.labels
+        ).backward()
+        judge.step()
+    apart = mean_score(batch.images) - mean_score(fakes())
+    assert apart > before + 0.5
+    low = mean_score(fakes())
+    for _ in range(20):
+        maker.zero_grad()
+        method.generator_loss(fakes(), batch.labels, len(batch)).backward()
+        maker.step()
+    assert mean_score(fakes()) > low + 0.1
+
+
+@pytest.mark.parametrize("kind", [ConditionalGAN, ACGAN, BigGAN])
+def test_every_class_gets_its_own_look(kind: Any, digits: Splits) -> None:
+    """Class 0 is dark and class 1 bright: labels of fakes and reals must agree."""
+    pixels = torch.tensor([60, 200] * 16).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    images = data.InMemory(pixels.to(torch.uint8).contiguous())
+    part = data.Examples(images, torch.arange(32) % 2)
+    splits = Splits(part, part, part, part, digits.class_names[:2])
+    rates: dict[str, Any] = {"lr": 1e-3, "discriminator_lr": 1e-3}
+    method = make(kind, splits, width=16, diversity=0.0, ema=0.9, **rates)
+    training.fit(method, 30)
+    maker = method.generator
+    with torch.no_grad():
+        made = maker(maker.noise(20, generator(0)), torch.arange(20) % 2)
+    dark, bright = made[::2].mean(), made[1::2].mean()
+    assert float(dark) == pytest.approx(60 / 255, abs=0.2)
+    assert float(bright) == pytest.approx(200 / 255, abs=0.2)
+
+
+def test_the_generator_learns_through_no_image_of_the_judges_step(
+    digits: Splits,
+) -> None:
+    """The judge sees fakes that are cut off from the generator."""
+    method = make(ConditionalGAN, digits)
+    loss, seen = method.discriminator_loss, []
+
+    def watch(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+        seen.append((real.requires_grad, fake.requires_grad))
+        found: Tensor = loss(real, fake, labels)
+        return found
+
+    method.discriminator_loss = watch
+    method.step(next(method.batches.epoch(0)))
+    assert seen == [(False, False)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_last_batch_may_leave_one_image(kind: Any, digits: Splits) -> None:
+    """18 images, drawn 16 at a time and halved to a core set: 8 and then 1."""
+    few = digits.train.subset(torch.arange(18))
+    splits = dataclasses.replace(digits, train=few)
+    method = make(kind, splits, batch_size=8, core_set=2)
+    assert [len(batch) for batch in method.batches.epoch(0)] == [16, 2, 16]
+    history = training.fit(method, 1)
+    assert math.isfinite(history.column("loss")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_average_lags(kind: Any, digits: Splits) -> None:
     """After a first copy: w̄ ← d w̄ + (1 - d) w, of weights and statistics."""
     decay = 0.75
@@ -225,14 +305,31 @@ def test_a_step_does_not_wait_for_the_device(kind: Any, digits: Splits) -> None:
     method = make(kind, digits, core_set=2, top_k=0.5)
     batches = list(method.batches.epoch(0))
     method.step(batches[0])
-    # AveragedModel asks its own counter, which stays on the CPU.
-    assert method.model["averaged"].n_averaged.device.type == "cpu"
     with NoWaiting():
         method.discriminator_loss(
             batches[1].images[:16], batches[1].images[16:32], batches[1].labels[:16]
         )
         method.generator_loss(batches[1].images[:16], batches[1].labels[:16], 8)
         core_set(projected(batches[1].images), 16)
+
+
+def test_no_update_sees_the_latent_vectors_of_another(
+    digits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make(ConditionalGAN, digits, discriminator_steps=2)
+    maker, seen = method.model["generator"], []
+    noise = maker.noise
+
+    def watch(count: int, draw: torch.Generator) -> Tensor:
+        seen.append(noise(count, draw))
+        found: Tensor = seen[-1]
+        return found
+
+    monkeypatch.setattr(maker, "noise", watch)
+    training.fit(method, 2)
+    drawn = torch.cat(seen)
+    assert drawn.shape == (2 * 3 * 2 * 16, 6)
+    assert len(drawn.unique(dim=0)) == len(drawn)
 
 
 def test_only_training_images_are_used(digits: Splits) -> None:
@@ -357,6 +454,10 @@ def test_a_core_set_uses_as_many_images_as_the_batch_size(digits: Splits) -> Non
     def watch(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
         seen.append(len(real))
         assert len(fake) == len(labels) == len(real)
+        # Every image is one of those drawn, with its own label.
+        found_in = (real[:, None] == batch.images[None]).flatten(2).all(2)
+        agrees = labels[:, None] == batch.labels[None]
+        assert bool((found_in & agrees).any(1).all())
         found: Tensor = loss(real, fake, labels)
         return found
 
@@ -381,6 +482,7 @@ def test_mode_seeking_compares_images_of_one_class() -> None:
     # Larger differences cost less; a batch without a pair costs nothing.
     assert float(mode_seeking(latents, 2 * images, labels)) < float(found)
     assert float(mode_seeking(latents, images, torch.arange(5))) == 0
+    assert float(mode_seeking(latents[:1], images[:1], labels[:1])) == 0
     order = torch.tensor([1, 0, 3, 2, 4])  # classes moved apart, pairs the same
     moved = mode_seeking(latents[order], images[order], labels[order])
     assert_close(moved, found)
@@ -397,3 +499,18 @@ def test_mode_seeking_pulls_images_apart() -> None:
         return (x[1:] - x[:-1]).abs().mean()
 
     assert spread(after) > spread(images.detach())
+
+
+@pytest.mark.parametrize("kind", [ConditionalGAN, BigGAN])
+def test_diversity_makes_images_of_a_class_differ_more(
+    kind: Any, digits: Splits
+) -> None:
+    spreads = []
+    for weight in (0.0, 10.0):
+        method = make(kind, digits, diversity=weight, ema=0.0)
+        training.fit(method, 5)
+        maker = method.generator
+        with torch.no_grad():
+            images = maker(maker.noise(40, generator(0)), torch.zeros(40).long())
+        spreads.append(float(images.std(0).mean()))
+    assert spreads[1] > spreads[0]

@@ -228,3 +228,16 @@ def test_the_weights_of_the_callers_generator_stay(kind: Any) -> None:
     after = source.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(value.grad is None for value in source.parameters())
+
+
+@pytest.mark.parametrize("kind", [PCR, MGR])
+def test_pcr_logs_how_much_its_features_still_vary(kind: Any) -> None:
+    method = make(kind)
+    method.stages(1)
+    method.begin_epoch(0)
+    batch = next(iter(method.batches.epoch(0)))
+    assert float(method.step(batch)["feature_variance"]) > 0
+    for module in method.model.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.zeros_(module.weight)  # features that tell nothing apart
+    assert float(method.step(batch)["feature_variance"]) == 0

@@ -59,6 +59,16 @@ def test_the_derivative_by_the_latents_is_right() -> None:
     )
 
 
+def test_the_second_derivative_by_the_latents_is_right() -> None:
+    """What the exact second-order route of a search in the latent space needs."""
+    maker = make().double().eval()
+    labels = torch.arange(2)
+    latents = torch.randn(2, LATENT, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda z: maker.sample(z, labels), latents, fast_mode=True
+    )
+
+
 def test_every_part_of_z_and_the_label_matter() -> None:
     maker = make((1, 32, 32)).eval()
     latents, labels = torch.randn(2, LATENT), torch.arange(2)

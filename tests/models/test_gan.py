@@ -115,6 +115,17 @@ def test_the_derivative_by_the_latents_is_right(conditional: bool) -> None:
     assert torch.autograd.gradcheck(lambda z: maker.sample(z, labels), latents)
 
 
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_second_derivative_by_the_latents_is_right(conditional: bool) -> None:
+    """What the exact second-order route of a search in the latent space needs."""
+    maker = make(conditional=conditional).double().eval()
+    labels = torch.arange(2)
+    latents = torch.randn(2, LATENT, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(
+        lambda z: maker.sample(z, labels), latents, fast_mode=True
+    )
+
+
 def test_who_looks_at_labels() -> None:
     images = torch.randn(3, 1, 8, 8)
     zeros, ones = torch.zeros(3).long(), torch.ones(3).long()

@@ -131,7 +131,12 @@ class Generative(Supervised, ABC):
             "loss": real.detach(),
             "accuracy": accuracy(logits, batch.labels),
             "synthetic_loss": made,
+            **self.observed(),
         }
+
+    def observed(self) -> Mapping[str, Tensor]:
+        """What else to log of a step."""
+        return {}
 
     def add_synthetic_gradient(self, views: Views, labels: Tensor) -> Tensor:
         """Add λ ∇_θ ℓ_p to the gradients that are there; returns ℓ_p, detached."""
@@ -284,9 +289,13 @@ class PCR(Consistent):
         # What is held fixed are the weights of g(x_p), not x_p: the step that θ takes
         # still depends on x_p through g(x_p), and the derivative by φ needs that.
         held = {name: value.detach() for name, value in self.parameters().items()}
-        return losses.pseudo_consistency(
-            features_with(self.model, params, views["changed"]),
-            features_with(
-                self.model, held if self.stop_gradient else params, views["plain"]
-            ),
+        changed = features_with(self.model, params, views["changed"])
+        plain = features_with(
+            self.model, held if self.stop_gradient else params, views["plain"]
         )
+        self._features = plain.detach()
+        return losses.pseudo_consistency(changed, plain)
+
+    def observed(self) -> Mapping[str, Tensor]:
+        """Variance of a feature: 0 if g tells no image from another (errata M8)."""
+        return {"feature_variance": self._features.var(0).mean()}

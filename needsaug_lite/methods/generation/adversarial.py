@@ -118,7 +118,7 @@ class BigGAN(Adversarial):
 
     L_D = E max(0, 1 - D(x, y)) + E max(0, 1 + D(G(z, y), y)),  L_G = -E D(G(z, y), y)
 
-    Source: Brock et al. 2019; the CGAN of needs_aware Sec. 4 and mgr Table 6.
+    Source: Brock et al. 2019; the CGAN of needs_aware Sec. 4 and mgr Table 2.
     """
 
     # Brock et al. 2019, App. C.

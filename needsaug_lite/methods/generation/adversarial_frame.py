@@ -10,7 +10,6 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from needsaug_lite.data import Batch, Batches, Normalisation, Splits, generator
 from needsaug_lite.errors import UserError
@@ -21,6 +20,7 @@ from needsaug_lite.methods.generation.aids import (
     projected,
     top_k_count,
 )
+from needsaug_lite.methods.generation.averages import MovingAverage
 from needsaug_lite.methods.generation.lengths import STEPS_PER_EPOCH
 from needsaug_lite.models.biggan import BigGANGenerator
 from needsaug_lite.models.gan import ConvGenerator, start_and_doublings
@@ -69,7 +69,8 @@ class Adversarial(ABC):
             latent_dim: length of z.
             width: channels of the smallest map of both networks.
             batch_size: B, real images in a step of the discriminator, and fake ones.
-            lr: Adam's learning rate for the generator.
+            lr: Adam's learning rate for the generator. Both rates are our choice for
+                small data; needs_aware Sec. 4 has 2e-4.
             discriminator_lr: Adam's learning rate for the discriminator.
             discriminator_steps: its updates for each of the generator.
             ema: share of the average that stays in a step; 0 is no average.
@@ -90,16 +91,11 @@ class Adversarial(ABC):
         device = splits.train.labels.device
         maker = self.make_generator(shape, classes, latent_dim, width).to(device)
         judge = self.make_discriminator(shape, classes, width).to(device)
-        averaged = AveragedModel(
-            maker, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True
-        )
-        # Whether it is the first step is asked in each: not of the device.
-        averaged.n_averaged = averaged.n_averaged.cpu()
+        averaged = MovingAverage(maker, ema)
         self.model = nn.ModuleDict(
             {"generator": maker, "discriminator": judge, "averaged": averaged}
         )
         self._maker, self.discriminator, self._averaged = maker, judge, averaged
-        self._averaged.eval()
         self.generator_optimiser = torch.optim.Adam(
             maker.parameters(), lr, self.betas, fused=True
         )
@@ -141,7 +137,7 @@ class Adversarial(ABC):
 
     @property
     def generator(self) -> ImageGenerator:
-        """The averaged generator in evaluation mode."""
+        """The averaged generator in evaluation mode, its weights without gradients."""
         return cast(ImageGenerator, self._averaged.module)
 
     def stages(self, epochs: int) -> Sequence[Stage]:

@@ -1,7 +1,6 @@
 """Aids of a GAN: two that save time, off by default, and one against collapse.
 
-needs_aware Sec. 3.2 uses top-k and core sets and gives no settings; these are the cited
-papers'.
+needs_aware Sec. 3.2 uses top-k and core sets and gives no settings.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import Tensor
 from needsaug_lite.data import generator
 from needsaug_lite.data.splits import on_device
 
-# Sinha et al. 2020b, Sec. 3: k shrinks by this factor an epoch, down to ν times B.
+# k shrinks by a factor an epoch (Sinha et al. 2020b, Sec. 3), usually this one.
 TOP_K_FACTOR = 0.99
 # Our choice: distances survive a projection on 32 random directions to about a fifth.
 PROJECTED_DIM = 32
@@ -57,7 +56,7 @@ def top_k_scores(scores: Tensor, k: int) -> Tensor:
     Returns:
         Shape (min(k, B),), highest first.
 
-    Source: Sinha et al. 2020b, Eq. 3.
+    Source: Sinha et al. 2020b.
     """
     return scores[top_k_index(scores, k)]
 
@@ -125,7 +124,7 @@ def mode_seeking(latents: Tensor, images: Tensor, labels: Tensor) -> Tensor:
     Returns:
         A scalar, at least 0; 0 where no two images share a class.
 
-    Source: Mao et al. 2019, Eq. 3, as the reciprocal that their code minimises.
+    Source: Mao et al. 2019, as the reciprocal that their code minimises.
     """
     order = labels.argsort(stable=True)
     one, other = order[:-1], order[1:]
@@ -136,4 +135,5 @@ def mode_seeking(latents: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return (apart * paired).sum() / paired.sum().clamp(min=1)
 
     ratio = distance(images) / distance(latents).clamp(min=1e-5)
-    return paired.amax() / (ratio + 1e-5)
+    # Not `amax`: a batch of one image has no pairs at all.
+    return paired.sum().clamp(max=1) / (ratio + 1e-5)

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from needsaug_lite.data import Batch, Batches, Normalisation, Splits, generator
 from needsaug_lite.data.splits import on_device
 from needsaug_lite.methods.endless import FixedSteps
+from needsaug_lite.methods.generation.averages import MovingAverage
 from needsaug_lite.methods.generation.lengths import STEPS_PER_EPOCH
 from needsaug_lite.models.diffusion import EDM, SIGMA_DATA
 from needsaug_lite.models.generators import Generator
@@ -71,8 +71,7 @@ class Diffusion:
             width=width,
             sampling_steps=sampling_steps,
         ).to(device)
-        averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema))
-        averaged.requires_grad_(False).eval()
+        averaged = MovingAverage(network, ema)
         self.network, self.averaged = network, averaged
         self.model: nn.Module = nn.ModuleDict(
             {"network": network, "averaged": averaged}
