@@ -101,20 +101,45 @@ def groups(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
         method's defaults, and whatever else differs among the given rows, like
         "(factor 0.1)"; it is "" where there is nothing to name.
     """
-    unlike = {"seed", "deviations", "experiment", "method", "hyperparameters"}
-    plain = [_flat(r.spec.model_dump(mode="json", exclude=unlike)) for r in records]
+    plain = [_setting(record) for record in records]
     varied = sorted(
         name
         for name in {name for values in plain for name in values}
-        if len({json.dumps(values.get(name)) for values in plain}) > 1
+        if len({json.dumps(values[name]) for values in plain if name in values}) > 1
     )
+    if "data.kept" in varied:
+        # The shares bring a length and a number of meta images with them.
+        by_share = [
+            name for name in ("data.meta_per_class", "epochs") if name in varied
+        ]
+        follow = [name for name in by_share if _follows(name, "data.kept", plain)]
+        varied = [name for name in varied if name not in follow]
     found: dict[tuple[str, str], list[Record]] = {}
     for record, values in zip(records, plain, strict=True):
-        named = {name.rpartition(".")[2]: values[name] for name in varied}
+        shown = [name for name in varied if name in values]
+        named = {name.rpartition(".")[2]: values[name] for name in shown}
         text = ", ".join(f"{k} {v}" for k, v in {**_chosen(record), **named}.items())
         setting = f"({text})" if text else ""
         found.setdefault((label(record), setting), []).append(record)
     return found
+
+
+def _setting(record: Record) -> dict[str, Any]:
+    """What a row's run was told beside method and seed, by dotted names."""
+    unlike = {"seed", "deviations", "experiment", "method", "hyperparameters"}
+    values = record.spec.model_dump(mode="json", exclude=unlike)
+    generator = values.pop("generator")
+    # A method without generated images says nothing about generators.
+    made = {} if generator is None else {"generator": generator["kind"]}
+    own = {} if generator is None else _flat(generator["hyperparameters"])
+    named = {f"{generator['kind']} {name}": v for name, v in own.items()} if own else {}
+    return {**_flat(values), **made, **named}
+
+
+def _follows(name: str, leader: str, settings: Sequence[dict[str, Any]]) -> bool:
+    """Whether each value of `leader` has one value of `name` beside it."""
+    pairs = {(json.dumps(one[leader]), json.dumps(one[name])) for one in settings}
+    return len(pairs) == len({lead for lead, _ in pairs})
 
 
 def _chosen(record: Record) -> dict[str, Any]:

@@ -105,3 +105,20 @@ def test_settings_and_hyperparameters_are_not_pooled() -> None:
     table = summary(mixed)
     assert table["seeds"].tolist() == [2, 2, 2]
     assert table["method"].tolist() == ["Focal (gamma 2.0)", "CE", "Focal (gamma 0.5)"]
+
+
+def test_what_follows_from_the_share_kept_and_absent_generators_are_not_named() -> None:
+    few = {"data": {"kept": 0.1, "meta_per_class": 1}, "epochs": 30}
+    many = {"data": {"kept": 0.5, "meta_per_class": 5}, "epochs": 6}
+    mixed = [
+        *rows("cross_entropy", [0.5], **few),
+        *rows("cross_entropy", [0.6], **many),
+        *rows("pcr", [0.7], **few, generator={"kind": "cgan"}),
+    ]
+    names = set(summary(mixed)["method"])
+    assert names == {"CE (kept 0.1)", "CE (kept 0.5)", "PCR (kept 0.1)"}
+    other = rows("pcr", [0.8], **few, generator={"kind": "acgan"})
+    named = set(summary(mixed + other)["method"])
+    assert {"CE (kept 0.1)", "PCR (kept 0.1, generator acgan)"} < named
+    longer = rows("cross_entropy", [0.9], **{**few, "epochs": 7})
+    assert "CE (kept 0.1, epochs 7)" in set(summary(mixed + longer)["method"])

@@ -286,7 +286,7 @@ def test_averaged_layers_have_spectral_norm_one(digits: Splits) -> None:
     assert layers
     for layer in layers:
         norm = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
-        assert float(norm) == pytest.approx(1, abs=0.05)
+        assert float(norm) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -317,13 +317,13 @@ def test_no_update_sees_the_latent_vectors_of_another(
     digits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = make(ConditionalGAN, digits, discriminator_steps=2)
-    maker, seen = method.model["generator"], []
+    maker: Any = method.model["generator"]
+    seen: list[Tensor] = []
     noise = maker.noise
 
     def watch(count: int, draw: torch.Generator) -> Tensor:
         seen.append(noise(count, draw))
-        found: Tensor = seen[-1]
-        return found
+        return seen[-1]
 
     monkeypatch.setattr(maker, "noise", watch)
     training.fit(method, 2)
@@ -358,6 +358,14 @@ def test_features_and_odd_sizes_are_refused(digits: Splits) -> None:
 def test_the_kinds_have_the_same_settings() -> None:
     names = {tuple(inspect.signature(kind).parameters) for kind in KINDS}
     assert len(names) == 1
+
+
+def test_first_moments_are_those_of_the_sources(digits: Splits) -> None:
+    for kind, expected in ((ConditionalGAN, 0.5), (BigGAN, 0.0)):
+        method = make(kind, digits)
+        for name in ("generator_optimiser", "discriminator_optimiser"):
+            (group,) = getattr(method, name).param_groups
+            assert group["betas"] == (expected, 0.999)
 
 
 # --- top-k --------------------------------------------------------------------

@@ -25,12 +25,11 @@ class MovingAverage(AveragedModel):
         blend = get_ema_multi_avg_fn(decay)
         super().__init__(network, multi_avg_fn=blend, use_buffers=True)
         self._blend = blend
-        self.n_averaged = self.n_averaged.cpu()
         self.requires_grad_(False).eval()
 
     def update_parameters(self, model: nn.Module) -> None:
         """Follow `model` by one step."""
-        if self.n_averaged == 0:
+        if self.n_averaged == 0:  # on the CPU, as the library makes it
             super().update_parameters(model)
             return
         self._blend(_numbers(self.module), _numbers(model), self.n_averaged)
