@@ -171,6 +171,7 @@ GENERATORS: dict[str, Entry] = {
         f"{_GENERATION}.adversarial:UnconditionalGAN", "Unconditional GAN"
     ),
     "edm": Entry(f"{_GENERATION}.diffusion:Diffusion", "EDM-style diffusion"),
+    "replay": Entry(f"{_GENERATION}.replay:Replaying", "Training images again"),
 }
 
 Kind = Literal["method", "generator"]
