@@ -41,8 +41,10 @@ def prepare(
     if spec.features is not None:
         cache = data.default_root(root) / "features"
         splits = frozen_features(splits, spec.features, seed=spec.seed, cache=cache)
-    cache = data.default_root(root) / "generators"
-    return prepare_with(splits.to(device), spec, cache)
+    kept = None
+    if spec.generator is not None:
+        kept = data.default_root(root) / "generators"
+    return prepare_with(splits.to(device), spec, kept)
 
 
 def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepared:
