@@ -165,6 +165,84 @@ def score_ratio(probabilities: Tensor, drawn_from: Tensor, labels: Tensor) -> Te
     return probabilities[labels] / drawn_from.detach()[labels]
 
 
+def enumerated_weights(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Weights of images whose classes were drawn evenly, not in proportion to p.
+
+    b_m = C p(o_m),   o_m uniform
+
+    The mean of b_m L_m is an unbiased estimate of sum_c p_c L_c, and so is its
+    gradient; what a class gets is weight, not images.
+
+    Args:
+        probabilities: p, current shares, shape (C,), may require a gradient.
+        labels: o, int64, shape (M,).
+
+    Returns:
+        Weights, shape (M,).
+
+    Source: errata N3 of needs_aware.
+    """
+    return len(probabilities) * probabilities[labels]
+
+
+def gumbel_noise(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Standard Gumbel draws, -log(-log U) with U uniform, from a CPU generator."""
+    uniform = torch.rand(shape, generator=draw).clamp(min=1e-20)
+    return -(-uniform.log()).clamp(min=1e-20).log()
+
+
+def straight_through(
+    probabilities: Tensor, labels: Tensor, noise: Tensor, temperature: float
+) -> Tensor:
+    """Weights of value 1 whose gradient is that of a relaxed choice among C classes.
+
+    b_m = 1 + r_m - stop_gradient(r_m),   r_m = softmax_c((log p_c + g_mc) / T) at o_m
+
+    With o_m = argmax_c (log p_c + g_mc) the labels are drawn from p, and r_m nears 1
+    for T -> 0. The gradient is biased, for every T: it is that of the relaxation, and
+    of the classes that weren't drawn there is no image and no loss.
+
+    Args:
+        probabilities: p, current shares, above 0, shape (C,).
+        labels: o, int64, shape (M,).
+        noise: g, standard Gumbel draws, shape (M, C).
+        temperature: T, positive.
+
+    Returns:
+        Weights, shape (M,).
+
+    Source: Jang et al. 2017, Sec. 2.2; errata N3 of needs_aware.
+    """
+    relaxed = ((probabilities.log() + noise) / temperature).softmax(1)
+    chosen = relaxed.gather(1, labels[:, None]).squeeze(1)
+    return 1 + chosen - chosen.detach()
+
+
+def relaxed_bernoulli(
+    probabilities: Tensor, labels: Tensor, noise: Tensor, temperature: float
+) -> Tensor:
+    """The weights of needs_aware Eq. 4, as printed.
+
+    b_m = sigmoid((log p(o_m) - log(1 - p(o_m)) + g_m1 - g_m2) / T)
+
+    For T -> 0 its mean is p(o_m). Where o_m was drawn from p already, p counts twice:
+    the loss nears M sum_c p_c² L_c in place of M sum_c p_c L_c. For comparison only.
+
+    Args:
+        probabilities: p, current shares, in (0, 1), shape (C,).
+        labels: o, int64, shape (M,).
+        noise: g, standard Gumbel draws, shape (M, 2).
+        temperature: T, positive.
+
+    Returns:
+        Weights in (0, 1), shape (M,).
+
+    Source: needs_aware Eq. 4 (errata N3).
+    """
+    chosen = probabilities[labels]
+    return ((chosen.logit() + noise[:, 0] - noise[:, 1]) / temperature).sigmoid()
+
+
 def bootstrap_allocations(
     values: Tensor,
     labels: Tensor,

@@ -22,9 +22,9 @@ from needsaug_lite.methods.baselines.cross_entropy import CrossEntropy
 from needsaug_lite.models import Classifier
 from needsaug_lite.models.generators import Generator
 
-COUNT = 2048
+COUNT, CLASS_COUNT = 2048, 100
 _VERSION = 1
-_IMAGES, _LATENTS, _LABELS = 901, 902, 903
+_IMAGES, _LATENTS, _LABELS, _CLASS_LATENTS = 901, 902, 903, 904
 _WIDTH, _SEEN, _FEWEST_EPOCHS = 16, 48_000, 3
 _OPTIMISATION = training.Optimisation(lr=0.1, batch_size=128, schedule="cosine")
 Finder = Callable[[Tensor], Tensor]
@@ -40,13 +40,15 @@ def generator_scores(
     seed: int = 0,
     finder: Finder | None = None,
     batch_size: int = 500,
-) -> dict[str, float]:
+    per_class: int = CLASS_COUNT,
+) -> dict[str, Any]:
     """How good a generator's images are, beside as many real ones.
 
-    Classes are drawn evenly. All networks run in evaluation mode and are put back into
-    the mode they had. A seed makes the same draws whatever the batch size and whoever
-    is judged, so that two generators, or one with and without a finder, meet the same
-    real images and, where they fit, the same latent vectors and classes.
+    Classes are drawn evenly; the scores of single classes come from images of their
+    own, equally many of each class. All networks run in evaluation mode and are put
+    back into the mode they had. A seed makes the same draws whatever the batch size and
+    whoever is judged, so that two generators, or one with and without a finder, meet
+    the same real images and, where they fit, the same latent vectors and classes.
 
     Args:
         generator: makes floats in [0, 1].
@@ -61,40 +63,58 @@ def generator_scores(
         finder: changes the latent vectors, (B, latent_dim) to the same shape, before
             they go into the generator.
         batch_size: images that are made at once.
+        per_class: generated images of each class for the scores of single classes; 0
+            leaves these scores out. Scores of different counts can't be compared.
 
     Returns:
-        See `metrics.sample_scores`; label_agreement is absent where the generator makes
-        images of no given class.
+        See `metrics.sample_scores` and `metrics.class_scores`; label_agreement and the
+        scores of single classes are absent where the generator makes images of no given
+        class.
 
     Raises:
         UserError: if the generator, the judge and the real images don't fit.
     """
-    if min(count, batch_size) < 1:
+    if min(count, batch_size) < 1 or per_class < 0:
         raise UserError(
-            f"count is {count} and batch_size {batch_size}; both must be at least 1"
+            f"count is {count}, batch_size {batch_size} and per_class {per_class}; the "
+            "first two must be at least 1, per_class 0 or more"
         )
     count = min(count, len(real))
     chosen = torch.randperm(len(real), generator=data.generator(seed, _IMAGES))
     shown = real.subset(chosen[:count].sort().values)
     latents = generator.noise(count, data.generator(seed, _LATENTS))
     labels = generator.labels(count, data.generator(seed, _LABELS))
+
+    def features_of(latents: Tensor, labels: Tensor) -> Tensor:
+        found = []
+        for z, y in zip(
+            latents.split(batch_size), labels.split(batch_size), strict=True
+        ):
+            images = generator.sample(z if finder is None else finder(z), y)
+            _check_shape(images, real)
+            found.append(judge.features(normalisation.from_unit(images)))
+        return torch.cat(found)
+
     with _judging(judge, generator, finder), _own_draws(seed, labels.device):
         batches = Batches(shown, batch_size, normalisation, shuffle=False)
         real_features = torch.cat(
             [judge.features(batch.images) for batch in batches.epoch(0)]
         )
         _check_classes(generator, judge, real_features)
-        features = []
-        for z, y in zip(
-            latents.split(batch_size), labels.split(batch_size), strict=True
-        ):
-            images = generator.sample(z if finder is None else finder(z), y)
-            _check_shape(images, real)
-            features.append(judge.features(normalisation.from_unit(images)))
-        generated_features = torch.cat(features)
-        logits = judge.head(generated_features)
-    known = labels if generator.conditional else None
-    return metrics.sample_scores(real_features, generated_features, logits, known)
+        features = features_of(latents, labels)
+        logits = judge.head(features)
+        known = labels if generator.conditional else None
+        scores: dict[str, Any] = dict(
+            metrics.sample_scores(real_features, features, logits, known)
+        )
+        if known is not None and per_class:
+            classes = torch.arange(generator.num_classes, device=labels.device)
+            each = classes.repeat_interleave(per_class)
+            draw = data.generator(seed, _CLASS_LATENTS)
+            latents = generator.noise(len(each), draw)
+            logits = judge.head(features_of(latents, each))
+            scores |= metrics.class_scores(logits, each)
+    return scores
 
 
 def judge_for(
@@ -225,5 +245,7 @@ def _check_shape(images: Tensor, real: Examples) -> None:
 
 
 def _key(splits: Splits, epochs: int, seed: int) -> str:
-    named = [splits.checksum(), _WIDTH, asdict(_OPTIMISATION), epochs, seed, _VERSION]
+    settings = asdict(_OPTIMISATION)
+    del settings["kind"]  # judges that are kept have names without it
+    named = [splits.checksum(), _WIDTH, settings, epochs, seed, _VERSION]
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from needsaug_lite.models import Classifier
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs, on its device, before the first step."""
+    """Everything a run needs, on its device, before the first step.
+
+    `generator` stays as it was handed in: where a method goes on training it, with its
+    discriminator, it is a copy.
+    """
 
     splits: Splits
     normalisation: Normalisation
@@ -72,10 +77,16 @@ def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepa
     made = None
     handed: dict[str, Any] = {}
     if spec.generator is not None:
+        whole = getattr(method_class, "needs_adversary", False)
         made = trained_generator(
-            splits, spec.generator, seed=spec.data_seed, cache=cache
+            splits, spec.generator, seed=spec.data_seed, cache=cache, whole=whole
         )
-        handed["generator"] = made.generator
+        if whole:
+            handed["gan"] = made.trainer
+            # The method trains on: what it was given is judged too, afterwards.
+            made = replace(made, generator=deepcopy(made.generator))
+        else:
+            handed["generator"] = made.generator
         torch.manual_seed(spec.seed)  # the method draws its own weights from here
     normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
     method = method_class(

@@ -19,9 +19,10 @@ _FACOG = "needsaug_lite.methods.facog"
 _SOURCES = f"{_BASELINES}.feature_sources"
 _GENERATIVE = f"{_BASELINES}.generative"
 _STRATEGIES = "needsaug_lite.methods.sampling_strategies"
+_NEEDS = "needsaug_lite.methods.needs_aware"
 _GENERATION = "needsaug_lite.methods.generation"
 # Settings that every method takes and that a spec states elsewhere.
-_COMMON = {"optimisation", "augment", "normalisation", "seed", "generator"}
+_COMMON = {"optimisation", "augment", "normalisation", "seed", "generator", "gan"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,29 @@ METHODS: dict[str, Entry] = {
     "hard_sampling_pcr": Entry(
         f"{_STRATEGIES}:HardSampling", "Finder w/ PCR", {"aim": "consistency"}
     ),
+    "needs_aware": Entry(f"{_NEEDS}:NeedsAware", "Needs-aware"),
+    "needs_aware_reduced": Entry(
+        f"{_NEEDS}:NeedsAware",
+        "Needs-aware, reduced",
+        {"interval": 8, "tied": True, "decorrelation": 0.1},
+    ),
+    "needs_aware_unshared": Entry(
+        f"{_NEEDS}:NeedsAware", "Needs-aware, A not in H", {"shared": False}
+    ),
+    "separate": Entry(
+        f"{_NEEDS}:NeedsAware",
+        "Separate",
+        {"train_generator": False, "shared": False},
+    ),
+    "retrained_head": Entry(
+        f"{_NEEDS}:NeedsAware",
+        "Head on D_val, λ = 0",
+        {"strength": 0.0, "train_generator": False, "shared": False},
+    ),
+    "sequential": Entry(f"{_BASELINES}.budgeted:Sequential", "Sequential"),
+    "reciprocal": Entry(f"{_BASELINES}.budgeted:Reciprocal", "Reciprocal"),
+    "equal": Entry(f"{_BASELINES}.budgeted:Equal", "Equal"),
+    "mtl": Entry(f"{_BASELINES}.joint:Joint", "MTL"),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),
@@ -187,6 +211,18 @@ def entry(name: str, kind: Kind = "method") -> Entry:
     if name not in table:
         raise UserError(f"unknown {kind} {name!r}; use one of {', '.join(table)}")
     return table[name]
+
+
+@cache
+def adversarial_kinds() -> tuple[str, ...]:
+    """Names of the generators that are trained against a discriminator."""
+    from needsaug_lite.methods.generation.adversarial_frame import Adversarial
+
+    return tuple(
+        name
+        for name, kind in GENERATORS.items()
+        if issubclass(kind.load(), Adversarial)
+    )
 
 
 @cache

@@ -18,8 +18,10 @@ from needsaug_lite.experiments.preparing import Prepared, prepare, prepare_with
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.experiments.special_scores import (
+    allocation_scores,
     attribute_scores,
     fairness_scores,
+    first_classifier_scores,
     gamo_scores,
     generated_scores,
     noise_scores,
@@ -97,7 +99,8 @@ def run(
         del scores["confusion"]
     scores |= noise_scores(ready) | attribute_scores(spec, ready, predictions)
     scores |= fairness_scores(ready, predictions) | gamo_scores(spec, predictions)
-    scores |= generated_scores(spec, ready, root)
+    scores |= generated_scores(spec, ready, root) | allocation_scores(ready)
+    scores |= first_classifier_scores(ready, part)
     if isinstance(ready.method, training.LossDesigning):
         found = ready.method.loss_parameters
         scores["loss_parameters"] = {

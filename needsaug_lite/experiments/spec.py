@@ -67,8 +67,7 @@ class Spec(BaseModel):
         checked = registry.hyperparameters(self.method)(**self.hyperparameters)
         # All of them are written out, so that a row tells what it ran with.
         object.__setattr__(self, "hyperparameters", checked.model_dump(mode="json"))
-        if self.optimisation.nesterov and self.optimisation.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0")
+        self.optimisation.check()
         if self.profile == "full" and self.deviations:
             raise ValueError(
                 "a full run has no deviations from the paper; call it reduced"
@@ -84,16 +83,27 @@ class Spec(BaseModel):
         return self
 
     def _check_generator(self) -> None:
-        needed = getattr(registry.entry(self.method).load(), "needs_generator", False)
+        method = registry.entry(self.method).load()
+        whole = getattr(method, "needs_adversary", False)
+        needed = whole or getattr(method, "needs_generator", False)
         if needed and self.features is not None:
             raise ValueError(
                 f"{self.method} trains on generated images: leave out features"
             )
         if needed and self.generator is None:
             object.__setattr__(self, "generator", GeneratorSpec())
-        if self.generator is not None and not needed:
+        if self.generator is None:
+            return
+        if not needed:
             raise ValueError(
                 f"{self.method} uses no generated images: leave out generator"
+            )
+        kinds = registry.adversarial_kinds()
+        if whole and self.generator.kind not in kinds:
+            raise ValueError(
+                f"{self.method} trains a generator against a discriminator, and "
+                f"{self.generator.kind} has none: set generator.kind to one of "
+                f"{', '.join(kinds)}"
             )
 
     def _check_features(self) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from needsaug_lite import data, metrics, training
-from needsaug_lite.data import Cells
+from needsaug_lite.data import Cells, Examples
 from needsaug_lite.experiments.generated_quality import generator_scores, judge_for
 from needsaug_lite.experiments.preparing import Prepared
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.metrics import Predictions
+from needsaug_lite.models import Generator
 
 
 def noise_scores(ready: Prepared) -> dict[str, Any]:
@@ -86,6 +87,36 @@ def fairness_scores(ready: Prepared, predictions: Predictions) -> dict[str, floa
     return metrics.fairness_scores(predictions, cells, counts)
 
 
+def allocation_scores(ready: Prepared) -> dict[str, Any]:
+    """How a method shared out the generated images, if it decided that.
+
+    Returns:
+        `allocation`, see `training.Budgeting`; nothing for other methods.
+    """
+    if not isinstance(ready.method, training.Budgeting):
+        return {}
+    return {"allocation": ready.method.allocation_summary()}
+
+
+def first_classifier_scores(ready: Prepared, part: Examples) -> dict[str, Any]:
+    """How good the other classifier of a method is, if it has one.
+
+    Args:
+        ready: after training.
+        part: the images that the method's own network is judged on.
+
+    Returns:
+        `first_classifier` with balanced_accuracy, top1, per_class and ece, see
+        `metrics.from_predictions`; nothing for methods with one classifier.
+    """
+    method = ready.method
+    if not isinstance(method, training.TwoClassifiers) or method.first is None:
+        return {}
+    found = metrics.evaluate(method.first, part, ready.normalisation)
+    names = ("balanced_accuracy", "top1", "per_class", "ece")
+    return {"first_classifier": {name: found[name] for name in names}}
+
+
 def generated_scores(spec: Spec, ready: Prepared, root: Path | None) -> dict[str, Any]:
     """How good the generated images were that the run was given.
 
@@ -97,7 +128,9 @@ def generated_scores(spec: Spec, ready: Prepared, root: Path | None) -> dict[str
     Returns:
         `generator`: its name (a hash), label, seconds of training, whether runs of
         other seeds share it, and `uniform`, the scores of its images; after a search
-        also `searched`, those of images from where the finder points. See
+        also `searched`, those of images from where the finder points; where the method
+        has a generator of its own, such as one that it went on training, also
+        `trained`, the scores of that one as the method left it. See
         `generator_scores`; no scores where the judge would see other images than the
         method did. Nothing for methods without generated images.
     """
@@ -119,12 +152,15 @@ def generated_scores(spec: Spec, ready: Prepared, root: Path | None) -> dict[str
         device=ready.splits.train.labels.device,
     )
     facts["judge"] = description
-    ways = {"uniform": None}
+    ways: dict[str, tuple[Generator, Any]] = {"uniform": (made.generator, None)}
     if hasattr(ready.method, "finder"):
-        ways["searched"] = ready.method.finder
-    for way, finder in ways.items():
+        ways["searched"] = made.generator, ready.method.finder
+    own = getattr(ready.method, "generator", None)
+    if isinstance(own, Generator) and own is not made.generator:
+        ways["trained"] = own, None
+    for way, (generator, finder) in ways.items():
         facts[way] = generator_scores(
-            made.generator,
+            generator,
             judge,
             normalisation,
             ready.splits.test,

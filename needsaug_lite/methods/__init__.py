@@ -8,3 +8,4 @@ from needsaug_lite.methods.autobalance import AutoBalance as AutoBalance
 from needsaug_lite.methods.facog import FACoG as FACoG
 from needsaug_lite.methods.meta_iada import MetaIADA as MetaIADA
 from needsaug_lite.methods.mgr import MGR as MGR
+from needsaug_lite.methods.needs_aware import NeedsAware as NeedsAware

@@ -8,6 +8,7 @@ from needsaug_lite.metrics.forward import Predictions as Predictions
 from needsaug_lite.metrics.forward import predict as predict
 from needsaug_lite.metrics.forward import predict_all as predict_all
 from needsaug_lite.metrics.forward import sample_losses as sample_losses
+from needsaug_lite.metrics.sample_quality import class_scores as class_scores
 from needsaug_lite.metrics.sample_quality import frechet_distance as frechet_distance
 from needsaug_lite.metrics.sample_quality import (
     inception_style_score as inception_style_score,

@@ -114,12 +114,50 @@ def inception_style_score(logits: Tensor) -> float:
 
     Source: Salimans et al. 2016, there with Inception; here without parts ("splits").
     """
-    logs = _matrix(logits, "logits of generated images", at_least=1).log_softmax(1)
-    shares = logs.exp()
-    marginal = torch.xlogy(shares.mean(0), shares.mean(0)).sum()
-    # E KL(p(y | x) || p(y)) is the entropy of the mean less the mean of the entropies.
-    divergence = (shares * logs).sum(1).mean() - marginal
-    return float(divergence.clamp(min=0).exp())
+    logits = _matrix(logits, "logits of generated images", at_least=1)
+    return float(_inception_style(logits))
+
+
+def class_scores(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """How good the generated images of each class are by themselves.
+
+    class_inception_c = exp( E_x KL( p(y | x) || p_c(y) ) ),   p_c(y) = E_x p(y | x)
+    class_agreement_c = share of x with argmax_y p(y | x) = c
+
+    x runs over the n images of class c. Where all of them are certainly of class c, the
+    score of Salimans et al. is 1, its smallest value: within a class it says how much
+    the judge's opinion changes from image to image. One image a class has score 1, and
+    few have too small a score, so that every class must bring the same n.
+
+    Args:
+        logits: of generated images, shape (C n, C).
+        labels: classes they were made for, int64, shape (C n,), in any order.
+
+    Returns:
+        class_inception, from 1 to C, and class_agreement, from 0 to 1: C numbers each,
+        in float64.
+
+    Raises:
+        UserError: if there is no image, a label is no class, or the classes have
+            different numbers of images.
+
+    Source: needs_aware App. D.
+    """
+    logits, labels = _labelled(logits, labels)
+    classes = logits.shape[1]
+    counts = labels.bincount(minlength=classes)
+    if int(counts.min()) != int(counts.max()):
+        raise UserError(
+            f"the {classes} classes have from {int(counts.min())} to "
+            f"{int(counts.max())} generated images; give equally many of each class"
+        )
+    by_class = logits[labels.argsort()].unflatten(0, (classes, -1))
+    own = torch.arange(classes)[:, None]
+    agreement = (by_class.argmax(2) == own).double().mean(1)
+    return {
+        "class_inception": _inception_style(by_class).tolist(),
+        "class_agreement": agreement.tolist(),
+    }
 
 
 def precision_recall(
@@ -169,19 +207,8 @@ def label_agreement(logits: Tensor, labels: Tensor) -> float:
 
     Source: the failure of conditional generators that mgr Sec. 1 starts from.
     """
-    logits = _matrix(logits, "logits of generated images", at_least=1)
-    if labels.shape != logits.shape[:1]:
-        raise UserError(
-            f"labels of shape {tuple(labels.shape)} don't fit the logits of "
-            f"{len(logits)} generated images; give one label for every image"
-        )
-    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise UserError(
-            f"labels from {int(labels.min())} to {int(labels.max())} meet a judge of "
-            f"{logits.shape[1]} classes; give labels from 0 to {logits.shape[1] - 1}"
-        )
-    agrees = logits.argmax(1) == labels.cpu()
-    return float(agrees.double().mean())
+    logits, labels = _labelled(logits, labels)
+    return float((logits.argmax(1) == labels).double().mean())
 
 
 class _Given(nn.Identity):
@@ -239,3 +266,30 @@ def _matrix(numbers: Tensor, name: str, at_least: int) -> Tensor:
             "or the judge has diverged"
         )
     return found
+
+
+def _labelled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits as `_matrix` gives them, and labels on the CPU, checked."""
+    logits = _matrix(logits, "logits of generated images", at_least=1)
+    if labels.shape != logits.shape[:1]:
+        raise UserError(
+            f"labels of shape {tuple(labels.shape)} don't fit the logits of "
+            f"{len(logits)} generated images; give one label for every image"
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise UserError(
+            f"labels from {int(labels.min())} to {int(labels.max())} meet a judge of "
+            f"{logits.shape[1]} classes; give labels from 0 to {logits.shape[1] - 1}"
+        )
+    return logits, labels.cpu()
+
+
+def _inception_style(logits: Tensor) -> Tensor:
+    """The score of each set of images, from logits (..., N, C) to shape (...)."""
+    logs = logits.log_softmax(-1)
+    shares = logs.exp()
+    marginal = shares.mean(-2)
+    # E KL(p(y | x) || p(y)) is the entropy of the mean less the mean of the entropies.
+    within = (shares * logs).sum(-1).mean(-1)
+    divergence = within - torch.xlogy(marginal, marginal).sum(-1)
+    return divergence.clamp(min=0).exp()

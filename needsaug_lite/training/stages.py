@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from needsaug_lite.data import Batch
+from needsaug_lite.models import Classifier
 
 
 class BatchSource(Protocol):
@@ -87,6 +88,28 @@ class LossDesigning(Protocol):
     @property
     def loss_parameters(self) -> Mapping[str, Tensor | None]:
         """Values by name, for each class (C,) or class and attribute (C, A)."""
+
+
+@runtime_checkable
+class Budgeting(Protocol):
+    """A method that decides how many images of each class are generated."""
+
+    def allocation_summary(self) -> dict[str, Any]:
+        """What it decided, as numbers, texts, lists and names with values.
+
+        Such as the number of generated images of each class over all epochs.
+        """
+
+
+@runtime_checkable
+class TwoClassifiers(Protocol):
+    """A method with a classifier beside `model`, which learned before it.
+
+    Attributes:
+        first: None where the method has trained no other one.
+    """
+
+    first: Classifier | None
 
 
 @runtime_checkable

@@ -110,10 +110,14 @@ def test_scores_are_those_of_features_by_hand(
     found = generator_scores(
         generator, network, normalisation, digits.test, count=200, seed=4
     )
-    (latents, labels), *rest = generator.seen
-    assert not rest
+    (latents, labels), *own = generator.seen
     assert labels.bincount(minlength=10).min() > 5
+    # The images of single classes come after the others, 100 of each class.
+    each = torch.cat([labels for _, labels in own])
+    assert torch.equal(each, torch.arange(10).repeat_interleave(100))
     with torch.no_grad():
+        pictures = generator.eval().sample(torch.cat([z for z, _ in own]), each)
+        by_class = network((pictures - normalisation.mean[0]) / normalisation.std[0])
         images = generator.eval().sample(latents, labels)
         scaled = (images - normalisation.mean[0]) / normalisation.std[0]
         features = network.features(scaled)
@@ -122,8 +126,19 @@ def test_scores_are_those_of_features_by_hand(
         order = torch.randperm(599, generator=data.generator(4, 901))[:200]
         real = network.features(normalisation(digits.test.images.pixels[order]))
     expected = metrics.sample_scores(real, features, logits, labels)
+    for name, values in metrics.class_scores(by_class, each).items():
+        assert found.pop(name) == pytest.approx(values, rel=1e-4)
     assert found == pytest.approx(expected, rel=1e-4)
     assert found["generated_count"] == 200
+    # They leave the draws of the other scores alone.
+    settings: dict[str, Any] = {"count": 200, "seed": 4, "per_class": 0}
+    noisy = Replay(digits.train, noise=0.1)
+    without = generator_scores(noisy, network, normalisation, digits.test, **settings)
+    settings["per_class"] = 7
+    noisy = Replay(digits.train, noise=0.1)
+    beside = generator_scores(noisy, network, normalisation, digits.test, **settings)
+    assert beside.keys() - without.keys() == {"class_inception", "class_agreement"}
+    assert without.items() <= {k: v for k, v in beside.items() if k in without}.items()
 
 
 def test_batch_size_does_not_matter_and_the_seed_repeats(
@@ -131,7 +146,7 @@ def test_batch_size_does_not_matter_and_the_seed_repeats(
 ) -> None:
     network, normalisation, _ = judge
 
-    def scores(**settings: Any) -> dict[str, float]:
+    def scores(**settings: Any) -> dict[str, Any]:
         generator = Replay(digits.train)
         return generator_scores(
             generator, network, normalisation, digits.test, count=150, **settings
@@ -139,7 +154,8 @@ def test_batch_size_does_not_matter_and_the_seed_repeats(
 
     whole = scores(seed=1, batch_size=150)
     assert scores(seed=1, batch_size=150) == whole
-    assert scores(seed=1, batch_size=37) == pytest.approx(whole, rel=1e-4)
+    for name, value in scores(seed=1, batch_size=37).items():
+        assert value == pytest.approx(whole[name], rel=1e-4)
     assert scores(seed=2, batch_size=150) != whole
 
 
@@ -204,6 +220,7 @@ def test_without_classes_there_is_no_agreement(
     blind = Adapted(_Noise(), LATENT, 1, value_range=(0, 1), conditional=False)
     found = generator_scores(blind, network, normalisation, digits.test, count=20)
     assert "label_agreement" not in found
+    assert "class_inception" not in found
     assert found["frechet_distance"] > 0
 
 
@@ -215,7 +232,7 @@ def test_what_does_not_fit_is_refused(digits: data.Splits, judge: Judge) -> None
     large = Adapted(_Noise((3, 8, 8)), LATENT, 10, value_range=(0, 1))
     with pytest.raises(UserError, match=r"\(3, 8, 8\), but .*\(1, 8, 8\)"):
         generator_scores(large, network, normalisation, digits.test)
-    wrongs: list[dict[str, Any]] = [{"count": 0}, {"batch_size": 0}]
+    wrongs: list[dict[str, Any]] = [{"count": 0}, {"batch_size": 0}, {"per_class": -1}]
     for wrong in wrongs:
         with pytest.raises(UserError, match="at least 1"):
             generator_scores(large, network, normalisation, digits.test, **wrong)
@@ -239,7 +256,7 @@ def test_the_seed_draws_latent_vectors_classes_and_real_images(
     drawn: list[tuple[Tensor, ...]] = []
 
     def keep(real: Tensor, made: Tensor, *_: Tensor) -> dict[str, float]:
-        drawn.append((real, *generator.seen[-1]))
+        drawn.append((real, *generator.seen[0]))
         return {}
 
     monkeypatch.setattr(metrics, "sample_scores", keep)

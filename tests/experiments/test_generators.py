@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from needsaug_lite import data
+from needsaug_lite import data, training
 from needsaug_lite.data import Splits
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import Spec, generated_quality, generators, runner
 from needsaug_lite.experiments.generators import TrainedGenerator, trained_generator
 from needsaug_lite.experiments.ingredients import GeneratorSpec
-from needsaug_lite.experiments.registry import GENERATORS
+from needsaug_lite.experiments.registry import GENERATORS, METHODS, Entry
+from needsaug_lite.files import read_sealed, write_sealed
 
 SETTINGS: dict[str, Any] = {"latent_dim": 8, "width": 8, "batch_size": 4}
 
@@ -160,3 +162,143 @@ def test_a_row_says_how_good_the_generated_images_were(
         progress=False,
     )
     assert "searched" in searched.metrics["generator"]
+    assert "trained" not in facts
+    assert "allocation" not in row.metrics
+    assert "first_classifier" not in row.metrics
+    assert len(facts["uniform"]["class_inception"]) == 10
+
+
+# --- the trainer --------------------------------------------------------------------
+
+
+def networks(made: TrainedGenerator) -> dict[str, torch.Tensor]:
+    return dict(made.trainer.model.state_dict())
+
+
+def same(one: TrainedGenerator, other: TrainedGenerator) -> bool:
+    mine, yours = networks(one), networks(other)
+    assert mine.keys() == yours.keys()
+    return all(torch.equal(mine[name], yours[name]) for name in mine)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("trained again")
+
+
+def to_older_form(file: Path) -> None:
+    """A file as it was before the networks of the trainer were kept."""
+    content = read_sealed(file)
+    assert content is not None
+    kept = torch.load(io.BytesIO(content), weights_only=True)
+    del kept["networks"]
+    stream = io.BytesIO()
+    torch.save(kept, stream)
+    write_sealed(file, stream.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["cgan", "biggan"])
+def test_a_trainer_goes_on_alike_whether_it_was_read_or_has_just_trained(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    settings = spec(kind=kind)
+    new = trained_generator(splits, settings, cache=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(generators.training, "fit", refuse)
+        read = trained_generator(splits, settings, cache=tmp_path, whole=True)
+    other = trained_generator(splits, spec(kind=kind, seed=7))
+    for made in (new, read):
+        assert made.generator is made.trainer.generator
+        assert not made.generator.training
+    assert same(new, read)
+    assert not same(new, other)
+    before = {name: value.clone() for name, value in networks(new).items()}
+    for made in (new, read):
+        training.fit(made.trainer, 1, progress=False)
+    assert same(new, read)
+    moved = [not torch.equal(before[name], networks(new)[name]) for name in before]
+    assert sum(moved) > len(moved) / 2
+
+
+def test_an_older_file_is_good_for_its_generator_and_made_anew_for_the_trainer(
+    splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = trained_generator(splits, spec(), cache=tmp_path)
+    file = tmp_path / f"{new.name}.generator"
+    to_older_form(file)
+    with monkeypatch.context() as patch:
+        patch.setattr(generators.training, "fit", refuse)
+        older = trained_generator(splits, spec(), cache=tmp_path)
+        assert torch.equal(image(older), image(new))
+        assert older.trainer is None
+        assert older.history == new.history
+        with pytest.raises(AssertionError, match="trained again"):
+            trained_generator(splits, spec(), cache=tmp_path, whole=True)
+    again = trained_generator(splits, spec(), cache=tmp_path, whole=True)
+    assert torch.equal(image(again), image(new))
+    assert same(again, new)
+    monkeypatch.setattr(generators.training, "fit", refuse)
+    assert same(trained_generator(splits, spec(), cache=tmp_path, whole=True), new)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.fixture
+def budgeted(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a method that trains the GAN it is given."""
+    name = "budgeted_in_tests"
+    monkeypatch.setitem(METHODS, name, Entry("helpers.budgeting:Budgeted", name))
+    return name
+
+
+def test_a_method_that_needs_an_adversary_gets_the_whole_trainer(
+    budgeted: str, splits: Splits, cache: Path, made: TrainedGenerator
+) -> None:
+    ready = runner.prepare_with(splits, run_spec(method=budgeted), cache)
+    method: Any = ready.method
+    assert ready.generator is not None
+    assert ready.generator.name == made.name
+    assert method.gan is ready.generator.trainer
+    assert same(ready.generator, made)
+    # What was handed in is kept beside what the method makes of it.
+    assert ready.generator.generator is not method.generator
+    shown = image(ready.generator)
+    training.fit(method, 1, progress=False)
+    assert torch.equal(image(ready.generator), shown)
+    assert not same(ready.generator, made)
+
+
+def test_only_gans_have_an_adversary(budgeted: str) -> None:
+    assert run_spec(method=budgeted, generator=None).generator == GeneratorSpec()
+    assert "gan" not in run_spec(method=budgeted).hyperparameters
+    for kind in ("edm", "replay"):
+        with pytest.raises(
+            UserError, match=f"{kind} has none: .* cgan, acgan, biggan, unconditional$"
+        ):
+            run_spec(method=budgeted, generator={"kind": kind})
+    with pytest.raises(UserError, match=r"unknown name|leave out features"):
+        run_spec(method=budgeted, features={}, model={"backbone": "linear"})
+
+
+def test_a_row_tells_what_a_method_made_of_its_budget_and_its_generator(
+    budgeted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated_quality, "_SEEN", 1)
+
+    def row(method: str, **hyperparameters: Any) -> Any:
+        chosen = run_spec(method=method, hyperparameters=hyperparameters)
+        return runner.run(
+            chosen, root=tmp_path, results=tmp_path, progress=False
+        ).metrics
+
+    found = row(budgeted)
+    assert found["allocation"] == {"images": [4] * 10}
+    # Its other classifier is its own network: measured alike, it has its scores.
+    names = {"balanced_accuracy", "top1", "per_class", "ece"}
+    assert found["first_classifier"] == {name: found[name] for name in names}
+    before, after = found["generator"]["uniform"], found["generator"]["trained"]
+    assert before != after
+    assert before.keys() == after.keys()
+    # The generator that was handed in is the one that other methods are given.
+    assert before == row("pcr")["generator"]["uniform"]
+    still = row(budgeted, alone=True, push=0.0)
+    assert still["generator"]["trained"] == still["generator"]["uniform"] == before
+    assert "first_classifier" not in still

@@ -34,6 +34,7 @@ def test_every_value_that_matters_changes_the_hash() -> None:
         spec(method="ldam"),
         spec(data={"imbalance": 20}),
         spec(optimisation={"lr": 0.05}),
+        spec(optimisation={"kind": "adam"}),
         spec(augment={"flip": True}),
         spec(augment={"policy": "augmix"}),
         spec(augment={"policy": "randaugment"}),
@@ -58,6 +59,7 @@ def test_every_value_that_matters_changes_the_hash() -> None:
 
 
 def test_defaults_written_out_are_the_same_run() -> None:
+    assert spec(optimisation={"kind": "sgd"}).run_id == spec().run_id
     short = spec(method="focal")
     long = spec(method="focal", hyperparameters={"gamma": 1.0}, epochs=20)
     assert short.run_id == long.run_id == Spec.checked(short.model_dump()).run_id
@@ -125,6 +127,10 @@ def test_a_new_version_of_a_method_is_another_run(
         ({"data": {"name": "waterbirds", "imbalance": 9}}, "leave out imbalance"),
         ({"optimisation": {"lr": -0.1}}, "optimisation.lr: .*greater than 0"),
         ({"optimisation": {"learning_rate": 1}}, "unknown name"),
+        ({"optimisation": {"kind": "lbfgs"}}, "optimisation.kind: .*'sgd' or 'adam'"),
+        ({"optimisation": {"kind": "adam", "momentum": 0.5}}, "set kind to sgd"),
+        ({"optimisation": {"kind": "adam", "nesterov": True}}, "set kind to sgd"),
+        ({"optimisation": {"nesterov": True, "momentum": 0}}, "momentum above 0"),
         ({"optimisation": {"batch_size": 0}}, "greater than 0"),
         ({"augment": {"crop": -1}}, "greater than or equal to 0"),
         ({"augment": {"policy": "autoaugment"}}, "augment.policy: .*'augmix'"),

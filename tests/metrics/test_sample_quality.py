@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from needsaug_lite import metrics
 from needsaug_lite.errors import UserError
 from needsaug_lite.metrics import (
+    class_scores,
     frechet_distance,
     inception_style_score,
     label_agreement,
@@ -215,6 +216,51 @@ def test_agreement_counts_the_images_of_their_class() -> None:
     assert label_agreement(logits, torch.tensor([1, 0, 0, 1])) == 0
 
 
+# --- class by class -----------------------------------------------------------------
+
+
+def test_a_class_of_one_opinion_has_score_one_and_of_two_certain_ones_two() -> None:
+    certain = 200 * torch.eye(3).double()
+    # Class 0: certain of itself. Class 1: half the images are taken for class 2, all
+    # certainly. Class 2: of three images in four the judge is certain, and right; of
+    # the fourth too, and it is wrong.
+    opinions = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 2, 0])
+    found = class_scores(certain[opinions], torch.arange(3).repeat_interleave(4))
+    entropy = (3 / 4) ** (-3 / 4) * (1 / 4) ** (-1 / 4)
+    assert found["class_inception"] == pytest.approx([1, 2, entropy], rel=1e-12)
+    assert found["class_agreement"] == [1, 0.5, 0.75]
+
+
+def test_two_opinions_of_known_probabilities() -> None:
+    # p and 1 - p in turn: E KL to (1/2, 1/2) is log 2 less the entropy of p.
+    p = torch.tensor(0.9, dtype=torch.float64)
+    two = torch.stack([torch.stack([p, 1 - p]), torch.stack([1 - p, p])]).log()
+    never = torch.tensor([[0.3, 0.7], [0.3, 0.7]], dtype=torch.float64).log()
+    found = class_scores(torch.cat([two, never]), torch.tensor([0, 0, 1, 1]))
+    entropy = -(p * p.log() + (1 - p) * (1 - p).log())
+    expected = [2 * float((-entropy).exp()), 1]
+    assert found["class_inception"] == pytest.approx(expected, rel=1e-12)
+    assert found["class_agreement"] == [0.5, 1]
+
+
+def test_a_class_is_scored_as_if_it_were_alone_and_in_any_order() -> None:
+    logits = 2 * normal(60, 5)
+    labels = torch.arange(60) % 5
+    found = class_scores(logits, labels)
+    for label in range(5):
+        own = logits[labels == label]
+        alone = inception_style_score(own)
+        assert found["class_inception"][label] == pytest.approx(alone, rel=1e-12)
+        agree = label_agreement(own, labels[labels == label])
+        assert found["class_agreement"][label] == pytest.approx(agree, rel=1e-12)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    again = class_scores(logits[order], labels[order])
+    for name, values in found.items():
+        assert again[name] == pytest.approx(values, rel=1e-12)
+    one_each = class_scores(logits[:5], labels[:5])
+    assert one_each["class_inception"] == pytest.approx([1] * 5, abs=1e-12)
+
+
 # --- together -----------------------------------------------------------------------
 
 
@@ -250,6 +296,9 @@ def test_all_scores_are_those_of_the_functions() -> None:
         (lambda: precision_recall(normal(9, 3), normal(9, 3), 0), "neighbours is 0"),
         (lambda: label_agreement(normal(3, 2), torch.arange(2)), "one label"),
         (lambda: label_agreement(normal(3, 2), torch.arange(3)), "from 0 to 1"),
+        (lambda: class_scores(normal(3, 2), torch.arange(3) % 2), "from 1 to 2 gen"),
+        (lambda: class_scores(normal(2, 3), torch.arange(2)), "from 0 to 1 generated"),
+        (lambda: class_scores(normal(2, 2), torch.tensor([0, 2])), "from 0 to 1$"),
         (lambda: sample_scores(normal(9, 3), normal(9, 3), normal(8, 2)), "same"),
     ],
 )

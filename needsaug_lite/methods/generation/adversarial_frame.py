@@ -39,7 +39,8 @@ class Adversarial(ABC):
 
     Attributes:
         model: generator, discriminator, and the generator's running average.
-        discriminator: of what `make_discriminator` returned.
+        maker: the generator that learns, as `make_generator` returned it.
+        discriminator: what `make_discriminator` returned.
     """
 
     version = 1
@@ -95,7 +96,7 @@ class Adversarial(ABC):
         self.model = nn.ModuleDict(
             {"generator": maker, "discriminator": judge, "averaged": averaged}
         )
-        self._maker, self.discriminator, self._averaged = maker, judge, averaged
+        self.maker, self.discriminator, self._averaged = maker, judge, averaged
         self.generator_optimiser = torch.optim.Adam(
             maker.parameters(), lr, self.betas, fused=True
         )
@@ -157,27 +158,54 @@ class Adversarial(ABC):
         """
         draw = generator(self.seed, _DRAWS, self.epoch, self.steps_done)
         self.steps_done += 1
-        self._maker.train()
+        self.maker.train()
         self.discriminator.train()
         images = batch.images.chunk(self.discriminator_steps)
         labels = batch.labels.chunk(self.discriminator_steps)
         for some, names in zip(images, labels, strict=True):
             real, chosen = self._covering(some, names)
             latents = self._latents(len(chosen), draw)
-            fake = self._maker.symmetric(latents, chosen)
-            judged = self.discriminator_loss(real, fake.detach(), chosen)
-            _descend(judged, self.discriminator, self.discriminator_optimiser)
+            fake = self.maker.symmetric(latents, chosen)
+            judged = self.improve_discriminator(real, fake.detach(), chosen)
         k = top_k_count(len(chosen), self.top_k, self.epoch)
-        made = self.generator_loss(fake, chosen, k)
-        if self.diversity:
-            made = made + self.diversity * mode_seeking(latents, fake, chosen)
-        _descend(made, self._maker, self.generator_optimiser)
+        made = self.maker_loss(latents, fake, chosen, k)
+        descend(made, self.generator_optimiser)
         self._average()
         return {"loss": made.detach(), "discriminator_loss": judged.detach()}
 
+    def improve_discriminator(
+        self, real: Tensor, fake: Tensor, labels: Tensor
+    ) -> Tensor:
+        """One update of the discriminator; returns its loss.
+
+        Args:
+            real: images in [-1, 1], shape (B, channels, H, W).
+            fake: images for the same labels, without a graph.
+            labels: shape (B,).
+        """
+        judged = self.discriminator_loss(real, fake, labels)
+        descend(judged, self.discriminator_optimiser)
+        return judged
+
+    def maker_loss(
+        self, latents: Tensor, fake: Tensor, labels: Tensor, k: int
+    ) -> Tensor:
+        """What the generator minimises in all: `generator_loss`, and diversity.
+
+        Args:
+            latents: z, shape (B, latent_dim).
+            fake: its images for these, in [-1, 1].
+            labels: shape (B,).
+            k: how many of them count.
+        """
+        made = self.generator_loss(fake, labels, k)
+        if self.diversity:
+            made = made + self.diversity * mode_seeking(latents, fake, labels)
+        return made
+
     def _latents(self, count: int, draw: torch.Generator) -> Tensor:
         """z, shape (count, latent_dim): a core set of more, if asked for."""
-        latents = self._maker.noise(count * self.core_set, draw)
+        latents = self.maker.noise(count * self.core_set, draw)
         return latents if self.core_set == 1 else latents[core_set(latents, count)]
 
     def _covering(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +218,7 @@ class Adversarial(ABC):
 
     def _average(self) -> None:
         """Move the average; its spectral norms are those of its own weights."""
-        self._averaged.update_parameters(self._maker)
+        self._averaged.update_parameters(self.maker)
         with torch.no_grad():
             for layer in self._averaged.modules():
                 if is_parametrized(layer, "weight"):
@@ -214,15 +242,15 @@ class Adversarial(ABC):
         self.discriminator_optimiser.load_state_dict(state["discriminator_optimiser"])
 
 
-def _descend(
-    loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
-    """One update of `network`; the other one that the loss went through stays."""
-    parameters = list(network.parameters())
+def descend(loss: Tensor, *optimisers: torch.optim.Optimizer) -> None:
+    """One update of what the optimisers hold; nothing else gets a gradient."""
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
     gradients = torch.autograd.grad(loss, parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    optimiser.step()
+    for optimiser in optimisers:
+        optimiser.step()
 
 
 def _refuse_features(splits: Splits) -> None:

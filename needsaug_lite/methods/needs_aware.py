@@ -1,0 +1,322 @@
+"""Needs-aware generation: classifiers, budget and generator learned as four levels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from needsaug_lite import losses
+from needsaug_lite.data import Batch, Normalisation, Splits
+from needsaug_lite.hypergrad import HypergradientWarning
+from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
+from needsaug_lite.methods.budget import Budget, Weighting, temperature, weights
+from needsaug_lite.methods.continued_gan import ContinuedGAN, class_vectors
+from needsaug_lite.methods.four_levels import (
+    PATHS,
+    Drawn,
+    FourLevels,
+    Look,
+    Need,
+    path_norms,
+)
+from needsaug_lite.methods.generation.adversarial_frame import Adversarial, descend
+from needsaug_lite.methods.shared_head import (
+    HeldOut,
+    encoder,
+    first_classifier,
+    head_weight,
+    measured_shares,
+    neck,
+)
+from needsaug_lite.models import Classifier, Generator, unrecorded
+
+
+class NeedsAware(Supervised):
+    """Four levels, solved by one step each (Gala and Xie 2024).
+
+        I    W1' = W1 - η ∇ L_cls(W1, A, D_tr)                            (Eq. 8)
+        II   G'  = G - η_g ∇ L_G(G, H, A, D_tr);   H by L_H               (Eq. 9, 10)
+        III  p_c ∝ l_c(W1', A, D_val),   o_m ~ p,   x̂_m = G'(z_m, o_m)    (Eq. 3)
+             W2' = W2 - η ∇ (L_cls(W2, A, D_tr) + λ L_a(W2, A, W1', G'))  (Eq. 11)
+        IV   A <- A - Adam(∇_A (L_cls(W2', A, D_val) + γ L_cls(W1', A, D_val)))
+
+    A is the head of both classifiers, and with `shared` the class vectors of the
+    discriminator. W1 and W2 are encoders. L_a = mean of b_m ℓ(W2, A, x̂_m, o_m), see
+    `budget.weights`. The primed weights are a look ahead: after the step of A, G takes
+    one step of Adam, H too, W1 and W2 one of `Optimisation`, each with the new A
+    (errata N7). Between two updates of A and G there are `interval` - 1 steps of the
+    others.
+
+    `model` is W2 with A. Generated images go through W2 by themselves, and leave no
+    trace in the running moments of batch norm, as in `Generative`.
+
+    Source: needs_aware Sec. 3, App. A, with errata N1 to N10.
+    """
+
+    needs_adversary = True
+
+    def __init__(
+        self,
+        model: Classifier,
+        splits: Splits,
+        *,
+        gan: Adversarial,
+        budget: Annotated[int, Gt(0)] | None = None,
+        strength: Annotated[float, Ge(0)] = 1.0,
+        gamma: Annotated[float, Ge(0)] = 1.0,
+        weighting: Weighting = "score_ratio",
+        need: Need = "loss",
+        separate_halves: bool = True,
+        shared: bool = True,
+        train_generator: bool = True,
+        interval: Annotated[int, Gt(0)] = 1,
+        tied: bool = False,
+        decorrelation: Annotated[float, Ge(0)] = 0.0,
+        meta_lr: Annotated[float, Gt(0)] = 0.006,
+        meta_decay: Annotated[float, Ge(0)] = 1e-3,
+        generator_lr: Annotated[float, Gt(0)] = 2e-4,
+        discriminator_lr: Annotated[float, Gt(0)] = 2e-4,
+        second_order: bool = False,
+        radius: Annotated[float, Gt(0)] = 0.01,
+        normalisation: Normalisation | None = None,
+        **common: Any,
+    ) -> None:
+        """Prepare classifiers, GAN, budget and held-out images.
+
+        Args:
+            model: W2 and A, trained in place, on the device of `splits`. Where the
+                class vectors of `gan` have the shape of A, A starts from them.
+            splits: `train` is D_tr, `meta` is D_val.
+            gan: pretrained on no other images than those of `train`; trained on.
+            budget: M, generated images of an epoch; None: as many as training images.
+            strength: λ; 0 leaves out stages II and III.
+            gamma: γ, weight of W1 in the validation loss.
+            weighting: how L_a carries the gradient by p, see `budget.weights`.
+            need: what the budget of an epoch is divided by, validation loss or error
+                rate; the latter has no gradient (errata N12).
+            separate_halves: measure needs and train A on different halves of D_val
+                (errata N10).
+            shared: put A into the discriminator, see `ContinuedGAN`.
+            train_generator: False keeps G as it was pretrained ("Separate").
+            interval: steps for each update of A and G (Sec. 3.2 has 8).
+            tied: W1 and W2 share the encoder, see `first_classifier`.
+            decorrelation: weight of `losses.decorrelation` on the features of generated
+                images (Sec. 3.2, without its weight).
+            meta_lr, meta_decay: of Adam for A (Table 14).
+            generator_lr, discriminator_lr: of Adam for G and H (Sec. 4).
+            second_order: exact mixed derivatives in place of finite differences.
+            radius: length of the move of a finite difference.
+            normalisation: default: moments of the training images.
+            common: see `Supervised`.
+
+        Raises:
+            UserError: if there are too few meta images or generated ones, or A can't be
+                shared with this GAN.
+        """
+        normal = normalisation or Normalisation.of(splits)
+        super().__init__(model, splits, normalisation=normal, **common)
+        self.normalisation = normal
+        self.strength, self.weighting, self.need = strength, weighting, need
+        self.interval, self.tied = interval, tied
+        steps, seed = len(self.batches), self.batches.seed
+        _start_from(gan, model)
+        self.first = first_classifier(model, tied=tied)
+        self.held_out = HeldOut(
+            splits,
+            self.optimisation.batch_size,
+            normal,
+            separate=separate_halves,
+            seed=seed,
+            steps=steps,
+        )
+        self.gan = ContinuedGAN(
+            gan,
+            lr=generator_lr,
+            discriminator_lr=discriminator_lr,
+            steps=steps,
+            shared=head_weight(model) if shared else None,
+        )
+        self.moves_generator = train_generator and strength > 0
+        self.levels = FourLevels(
+            self.first,
+            model,
+            self.gan,
+            normal,
+            strength=strength,
+            gamma=gamma,
+            weighting=weighting,
+            need=need,
+            decorrelation=decorrelation,
+            weight_decay=self.optimisation.weight_decay,
+            second_order=second_order,
+            radius=radius,
+        )
+        self.budget = Budget(
+            budget or len(splits.train),
+            steps,
+            splits.num_classes,
+            self.gan.generator.latent_dim,
+            seed=seed,
+            device=splits.train.labels.device,
+        )
+        encoders = (*encoder(model).values(), *encoder(self.first).values())
+        # Tied, some are in both.
+        self.optimiser = self.optimisation.optimiser(dict.fromkeys(encoders))
+        self.meta_optimiser = torch.optim.Adam(
+            model.head.parameters(), meta_lr, weight_decay=meta_decay
+        )
+        device = splits.train.labels.device
+        self.drawn_from = torch.full(
+            (splits.num_classes,), 1 / splits.num_classes, device=device
+        )
+        self.weight_mass = torch.zeros(splits.num_classes, device=device)
+        self.error_shares = self.drawn_from
+        self.norms = {name: torch.zeros((), device=device) for name in PATHS}
+        self.outer_value = torch.zeros((), device=device)
+        self.steps_done = 0
+
+    @property
+    def generator(self) -> Generator:
+        """G as it is now."""
+        return self.gan.generator
+
+    def begin_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Measure the needs, and draw the budget of the epoch (Eq. 3)."""
+        self.held_out.begin_epoch(epoch)
+        self.gan.begin_epoch(epoch)
+        self.temperature = temperature(epoch, self.epochs)
+        if self.strength:
+            held = self.held_out.needs
+            by_loss, by_error = measured_shares(self.first, held, self.normalisation)
+            self.drawn_from = by_loss if self.need == "loss" else by_error
+            self.error_shares = by_error
+            self.budget.draw(epoch, self.drawn_from, self.weighting)
+        return super().begin_epoch(epoch)
+
+    def improve_head(self, look: Look) -> None:
+        """Stage IV: one step of Adam for A."""
+        lr: float = self.optimiser.param_groups[0]["lr"]
+        moves = self.moves_generator
+        generator_lr = self.gan.optimiser.param_groups[0]["lr"] if moves else None
+        with warnings.catch_warnings():
+            # Fitted images leave nothing to learn from, and rightly so.
+            warnings.simplefilter("ignore", HypergradientWarning)
+            estimate = self.levels.hypergradient(look, lr, generator_lr)
+        total = self.levels.total(estimate)
+        for name, value in self.model.head.named_parameters():
+            value.grad = total[name]
+        self.meta_optimiser.step()
+        self.outer_value = estimate.outer_loss
+        self.norms = path_norms(estimate, self.norms)
+
+    def step(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Algorithm 1: A by the four levels, then each of the others."""
+        drawn, fake = None, None
+        if self.strength:
+            drawn = Drawn(next(self.budget), self.drawn_from, self.temperature)
+        if self.moves_generator:
+            real, latents = self.gan.next_real()
+            fake = (latents, real.labels)
+        if self.steps_done % self.interval == 0:
+            needs, clean = self.held_out.next_needs(), self.held_out.next_learned()
+            self.improve_head(Look(batch, drawn, fake, needs, clean))
+            if fake is not None:
+                self.gan.improve_generator(*fake)
+        if fake is not None:
+            self.gan.improve_discriminator(real, latents)
+        self.steps_done += 1
+        logged = self.improve_encoders(batch, drawn)
+        norms = {f"path_{name}": norm for name, norm in self.norms.items()}
+        return {**logged, "outer_loss": self.outer_value, **norms}
+
+    def improve_encoders(
+        self, batch: Batch, drawn: Drawn | None
+    ) -> Mapping[str, Tensor]:
+        """One step of W1 and W2 on their losses, with A as it is."""
+        self.model.train()
+        self.first.train()
+        found = self.model.features(batch.images)
+        scores = self.model.head(found)
+        fit = losses.cross_entropy(scores, batch.labels)
+        if self.tied:
+            probed = neck(self.first)(found)
+        else:
+            probed = self.first.features(batch.images)
+        total = fit + losses.cross_entropy(self.first.head(probed), batch.labels)
+        made = torch.zeros_like(fit) if drawn is None else self.made_loss(drawn)
+        descend(total + self.strength * made, self.optimiser)
+        return {
+            "loss": fit.detach(),
+            "accuracy": accuracy(scores, batch.labels),
+            "synthetic_loss": made.detach(),
+        }
+
+    def made_loss(self, drawn: Drawn) -> Tensor:
+        """L_a of images of G as it is, with the shares that the epoch began with."""
+        portion = drawn.portion
+        with torch.no_grad():
+            images = self.generator.sample(portion.latents, portion.labels)
+            counted = weights(
+                self.weighting, drawn.shares, drawn.shares, portion, drawn.temperature
+            )
+            self.weight_mass.index_add_(0, portion.labels, counted)
+        with unrecorded(self.model):
+            found = self.model.features(self.normalisation.from_unit(images))
+        head = dict(self.model.head.named_parameters())
+        return self.levels.synthetic_loss(found, head, drawn.shares, drawn)
+
+    def allocation_summary(self) -> dict[str, Any]:
+        """What the budget went to, by class; empty where nothing is generated."""
+        if not self.strength:
+            return {}
+        return {
+            "budget": self.budget.images,
+            "images": self.budget.counts.tolist(),
+            "images_last_epoch": self.budget.last_counts.tolist(),
+            "weight_mass": self.weight_mass.tolist(),
+            "shares_by_need": self.drawn_from.tolist(),
+            "shares_by_error": self.error_shares.tolist(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Classifiers, GAN, their optimisers, and what the budget went to."""
+        return {
+            **super().state_dict(),
+            "first": self.first.state_dict(),
+            "gan": self.gan.state_dict(),
+            "meta_optimiser": self.meta_optimiser.state_dict(),
+            "steps_done": self.steps_done,
+            "counts": self.budget.counts,
+            "last_counts": self.budget.last_counts,
+            "weight_mass": self.weight_mass,
+            "drawn_from": self.drawn_from,
+            "error_shares": self.error_shares,
+            "norms": self.norms,
+            "outer_value": self.outer_value,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put all of it back."""
+        super().load_state_dict(state)
+        self.first.load_state_dict(state["first"])
+        self.gan.load_state_dict(state["gan"])
+        self.meta_optimiser.load_state_dict(state["meta_optimiser"])
+        self.steps_done = state["steps_done"]
+        self.budget.counts = state["counts"].cpu()
+        self.budget.last_counts = state["last_counts"].cpu()
+        self.weight_mass = state["weight_mass"]
+        self.drawn_from, self.error_shares = state["drawn_from"], state["error_shares"]
+        self.norms, self.outer_value = state["norms"], state["outer_value"]
+
+
+def _start_from(gan: Adversarial, model: Classifier) -> None:
+    """A starts from the class vectors of the discriminator, where they fit."""
+    start, weight = class_vectors(gan), head_weight(model)
+    if start is not None and start.shape == weight.shape:
+        with torch.no_grad():
+            weight.copy_(start)
