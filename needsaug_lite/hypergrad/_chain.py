@@ -33,6 +33,7 @@ def chain(
     *,
     radius: float = 0.01,
     generator: Generator | None = None,
+    paths: bool = True,
 ) -> ChainHypergradient:
     """Derivative of the outer loss after one step of every level.
 
@@ -45,7 +46,8 @@ def chain(
     with ε = radius / ||v||, for z = h (a part of the result) and for the updated
     weights of every level that k reads (the vector of a longer path).
 
-    Runs in full float32 or in float64. Every path costs two evaluations of its levels.
+    Runs in full float32 or in float64. Every path costs two evaluations of its levels;
+    the sum of all paths alone costs two of every level.
 
     Args:
         levels: in an order in which every level reads updated weights of earlier levels
@@ -55,6 +57,8 @@ def chain(
         hparams: h, tensors by name.
         radius: length of the move of each finite difference.
         generator: decides the draws of what is random in the closures.
+        paths: False adds the vectors that meet at a level before they go on, which is
+            the same sum; `paths` and `path_norms` then have one entry for each level.
 
     Returns:
         The hypergradient with every path and its norm.
@@ -74,7 +78,7 @@ def chain(
         full_precision([t for group in sweep.variables for t in group.values]),
     ):
         sweep.forward(draws, lambda place: _Differenced(sweep, place, radius))
-        return sweep.backward()
+        return sweep.backward(paths)
 
 
 def chain_exact(
@@ -83,6 +87,7 @@ def chain_exact(
     hparams: Mapping[str, Tensor],
     *,
     generator: Generator | None = None,
+    paths: bool = True,
 ) -> ChainHypergradient:
     """The same as `chain`, with second derivatives by automatic differentiation.
 
@@ -92,7 +97,7 @@ def chain_exact(
     sweep = _Sweep(levels, outer_loss, hparams)
     with fixed_draws(sweep.variables, generator) as draws:
         sweep.forward(draws, lambda place: _Exact(sweep, place))
-        return sweep.backward()
+        return sweep.backward(paths)
 
 
 class _Sweep:
@@ -110,6 +115,7 @@ class _Sweep:
         self._outer_loss = outer_loss
         self.updated: dict[str, Variables] = {}
         self.losses: dict[str, Tensor] = {}
+        self.gradients: dict[str, dict[str, Tensor]] = {}
         self.pulls: dict[str, Pull] = {}
 
     @property
@@ -125,6 +131,8 @@ class _Sweep:
             values = add(self.own[level.name].values, here.gradient, -level.lr)
             self.updated[level.name] = self.own[level.name].at(values)
             self.losses[level.name] = here.value
+            slopes = zip(self.own[level.name].free, here.gradient, strict=True)
+            self.gradients[level.name] = dict(slopes)
             self.pulls[level.name] = here.pull
             del here.gradient
 
@@ -151,7 +159,7 @@ class _Sweep:
             if state == "updated"
         }
 
-    def backward(self) -> ChainHypergradient:
+    def backward(self, paths: bool) -> ChainHypergradient:
         points = {name: weights.leaves() for name, weights in self.updated.items()}
         settings = self.settings.leaves()
         outer = Objective(self._outer_loss, "outer_loss", self._draws, 0)
@@ -172,7 +180,8 @@ class _Sweep:
             open_paths[name] = [((name,), mine)] if any(reached) else []
         parts = {"direct": direct}
         for level in reversed(self.levels):
-            for path, vector in open_paths.pop(level.name):
+            arrived = open_paths.pop(level.name)
+            for path, vector in arrived if paths else _joined(level.name, arrived):
                 by_hparams, by_read = self.pulls[level.name](vector)
                 parts[" -> ".join(path)] = scaled(by_hparams, -level.lr)
                 for name, part in by_read.items():
@@ -202,6 +211,7 @@ class _Sweep:
         )
         result.weights = weights
         result.losses = self.losses
+        result.gradients = self.gradients
         result.paths = {name: self.settings.shaped(p) for name, p in parts.items()}
         return result
 
@@ -270,3 +280,15 @@ def _apart(
         parts[name] = found[place : place + len(group.free)]
         place += len(group.free)
     return found[: len(settings.free)], parts
+
+
+def _joined(
+    name: str, arrived: list[tuple[tuple[str, ...], list[Tensor]]]
+) -> list[tuple[tuple[str, ...], list[Tensor]]]:
+    """All vectors of a level as one, since pulling back is linear."""
+    if not arrived:
+        return []
+    total = arrived[0][1]
+    for _, vector in arrived[1:]:
+        total = add(total, vector)
+    return [((name,), total)]

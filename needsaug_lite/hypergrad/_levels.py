@@ -47,6 +47,7 @@ class ChainHypergradient(Hypergradient):
         weights: updated parameters of every level, by its name; `params` holds the same
             under names such as "first.weight".
         losses: loss of every level before its step; `inner_loss` is the last one.
+        gradients: gradient of every level's loss by its free weights, before its step.
         paths: what the hypergradient is the sum of, shaped like it. "direct" is the
             partial derivative of the outer loss; "second" goes from the hyperparameters
             through the step of level second to the outer loss; "first -> second" from
@@ -56,6 +57,7 @@ class ChainHypergradient(Hypergradient):
 
     weights: dict[str, dict[str, Tensor]]
     losses: dict[str, Tensor]
+    gradients: dict[str, dict[str, Tensor]]
     paths: dict[str, dict[str, Tensor]]
 
 

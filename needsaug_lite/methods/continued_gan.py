@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from needsaug_lite.data import Batch, Batches, generator
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.endless import Endless
-from needsaug_lite.methods.generation.adversarial_frame import Adversarial, descend
+from needsaug_lite.methods.generation.adversarial_frame import Adversarial
 from needsaug_lite.models import unrecorded
 
 _DRAWS = 741
@@ -131,11 +131,15 @@ class ContinuedGAN:
         found: Tensor = functional_call(self._objective, given, (latents, labels))
         return found
 
-    def improve_generator(self, latents: Tensor, labels: Tensor) -> Tensor:
-        """One step of Adam for G; returns L_G before it, detached."""
-        loss = self.current_loss(latents, labels)
-        descend(loss, self.optimiser)
-        return loss.detach()
+    def improve_generator(self, gradients: Params) -> None:
+        """One step of Adam for G.
+
+        Args:
+            gradients: of L_G, by the names of `params`.
+        """
+        for name, value in self.generator.named_parameters():
+            value.grad = gradients[name]
+        self.optimiser.step()
 
     def current_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
         """L_G with all weights as they are, a scalar with its graph."""

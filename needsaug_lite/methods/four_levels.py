@@ -166,7 +166,12 @@ class FourLevels:
         return loss
 
     def hypergradient(
-        self, look: Look, lr: float, generator_lr: float | None
+        self,
+        look: Look,
+        lr: float,
+        generator_lr: float | None,
+        *,
+        paths: bool = True,
     ) -> ChainHypergradient:
         """DA by place of A and by path, with one look-ahead step of every level.
 
@@ -174,6 +179,7 @@ class FourLevels:
             look: the batches.
             lr: η of W1 and W2.
             generator_lr: η_g; None leaves G as it is.
+            paths: keep the paths apart; their sum alone is cheaper.
 
         Source: needs_aware Eq. 8 to 18, with the direct term (errata N1, N2).
         """
@@ -193,8 +199,8 @@ class FourLevels:
         levels.append(Level("W2", second, encoder(self.model), lr, reads))
         outer, given = bound(self.outer_loss), copies(self.model.head, ROLES)
         if self.second_order:
-            return hypergrad.chain_exact(levels, outer, given)
-        return hypergrad.chain(levels, outer, given, radius=self.radius)
+            return hypergrad.chain_exact(levels, outer, given, paths=paths)
+        return hypergrad.chain(levels, outer, given, radius=self.radius, paths=paths)
 
     def total(self, estimate: ChainHypergradient) -> dict[str, Tensor]:
         """DA by the names of the head: the sum over its places."""

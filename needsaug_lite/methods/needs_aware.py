@@ -12,7 +12,7 @@ from torch import Tensor
 
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
-from needsaug_lite.hypergrad import HypergradientWarning
+from needsaug_lite.hypergrad import ChainHypergradient, HypergradientWarning
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
 from needsaug_lite.methods.budget import Budget, Weighting, temperature, weights
 from needsaug_lite.methods.continued_gan import ContinuedGAN, class_vectors
@@ -48,9 +48,9 @@ class NeedsAware(Supervised):
     A is the head of both classifiers, and with `shared` the class vectors of the
     discriminator. W1 and W2 are encoders. L_a = mean of b_m ℓ(W2, A, x̂_m, o_m), see
     `budget.weights`. The primed weights are a look ahead: after the step of A, G takes
-    one step of Adam, H too, W1 and W2 one of `Optimisation`, each with the new A
-    (errata N7). Between two updates of A and G there are `interval` - 1 steps of the
-    others.
+    one step of Adam with the gradient of stage II, then H one of Adam, W1 and W2 one of
+    `Optimisation`, with the new A (errata N7). Between two updates of A and G there are
+    `interval` - 1 steps of the others.
 
     `model` is W2 with A. Generated images go through W2 by themselves, and leave no
     trace in the running moments of batch norm, as in `Generative`.
@@ -190,6 +190,7 @@ class NeedsAware(Supervised):
         self.held_out.begin_epoch(epoch)
         self.gan.begin_epoch(epoch)
         self.temperature = temperature(epoch, self.epochs)
+        self.tell_apart = True
         if self.strength:
             held = self.held_out.needs
             by_loss, by_error = measured_shares(self.first, held, self.normalisation)
@@ -198,21 +199,26 @@ class NeedsAware(Supervised):
             self.budget.draw(epoch, self.drawn_from, self.weighting)
         return super().begin_epoch(epoch)
 
-    def improve_head(self, look: Look) -> None:
-        """Stage IV: one step of Adam for A."""
+    def improve_head(self, look: Look) -> ChainHypergradient:
+        """Stage IV: one step of Adam for A; the paths are told apart once an epoch."""
         lr: float = self.optimiser.param_groups[0]["lr"]
         moves = self.moves_generator
         generator_lr = self.gan.optimiser.param_groups[0]["lr"] if moves else None
         with warnings.catch_warnings():
             # Fitted images leave nothing to learn from, and rightly so.
             warnings.simplefilter("ignore", HypergradientWarning)
-            estimate = self.levels.hypergradient(look, lr, generator_lr)
+            estimate = self.levels.hypergradient(
+                look, lr, generator_lr, paths=self.tell_apart
+            )
         total = self.levels.total(estimate)
         for name, value in self.model.head.named_parameters():
             value.grad = total[name]
         self.meta_optimiser.step()
         self.outer_value = estimate.outer_loss
-        self.norms = path_norms(estimate, self.norms)
+        if self.tell_apart:
+            self.norms = path_norms(estimate, self.norms)
+            self.tell_apart = False
+        return estimate
 
     def step(self, batch: Batch) -> Mapping[str, Tensor]:
         """Algorithm 1: A by the four levels, then each of the others."""
@@ -224,9 +230,9 @@ class NeedsAware(Supervised):
             fake = (latents, real.labels)
         if self.steps_done % self.interval == 0:
             needs, clean = self.held_out.next_needs(), self.held_out.next_learned()
-            self.improve_head(Look(batch, drawn, fake, needs, clean))
+            estimate = self.improve_head(Look(batch, drawn, fake, needs, clean))
             if fake is not None:
-                self.gan.improve_generator(*fake)
+                self.gan.improve_generator(estimate.gradients["G"])
         if fake is not None:
             self.gan.improve_discriminator(real, latents)
         self.steps_done += 1

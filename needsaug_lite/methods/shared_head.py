@@ -163,8 +163,9 @@ class HeldOut:
             normalisation,
             seed=seed,
         )
+        size = min(batch_size, len(learned))
         order = StratifiedBatches(
-            learned, learned.labels, batch_size, normalisation, seed=seed
+            learned, learned.labels, size, normalisation, seed=seed
         )
         self._needs = Endless(strata, steps)
         self._learned = Endless(order, steps)
