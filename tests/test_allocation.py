@@ -14,11 +14,15 @@ from torch import Tensor
 from needsaug_lite.allocation import (
     bootstrap_allocations,
     class_allocation,
+    enumerated_weights,
+    gumbel_noise,
     inverse_frequency_shares,
     mean_per_class,
     oversampling_shares,
+    relaxed_bernoulli,
     score_ratio,
     split_budget,
+    straight_through,
 )
 from needsaug_lite.data import generator, long_tail_counts
 from needsaug_lite.errors import UserError
@@ -267,6 +271,62 @@ def test_the_mean_relaxed_weight_agrees_with_gumbel_draws() -> None:
         b = first / (first + second)
         error = b.std(1) / b.shape[1] ** 0.5
         assert ((b.mean(1) - _relaxed_mean(p, temperature)).abs() < 5 * error).all()
+
+
+def test_enumerated_weights_are_exact_over_all_classes() -> None:
+    validation, added, exact = _problem()
+    b = enumerated_weights(class_allocation(validation), torch.arange(6))
+    value = (b * added).mean()
+    torch.testing.assert_close(value, (class_allocation(validation) * added).sum())
+    (gradient,) = torch.autograd.grad(value, validation)
+    torch.testing.assert_close(gradient, exact)
+
+
+def test_gumbel_noise_has_its_distribution() -> None:
+    draws = gumbel_noise((20_000,), generator(9))
+    assert stats.kstest(draws.numpy(), stats.gumbel_r.cdf).pvalue > 1e-3
+    assert torch.equal(gumbel_noise((5,), generator(9)), draws[:5])
+    assert gumbel_noise((3, 2), generator(1)).isfinite().all()
+
+
+def test_the_largest_of_p_and_gumbel_noise_is_a_draw_from_p() -> None:
+    p = tensor([0.05, 0.15, 0.3, 0.5])
+    picks = (p.log() + gumbel_noise((50_000, 4), generator(10))).argmax(1)
+    counts = picks.bincount(minlength=4).numpy()
+    assert stats.chisquare(counts, 50_000 * p.numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+def test_straight_through_has_value_one_and_the_slope_of_the_softmax(
+    temperature: float,
+) -> None:
+    p = tensor([0.2, 0.3, 0.5]).requires_grad_()
+    noise = gumbel_noise((4, 3), generator(11)).double()
+    labels = torch.tensor([0, 1, 2, 2])
+    b = straight_through(p, labels, noise, temperature)
+    torch.testing.assert_close(b, torch.ones_like(b), rtol=0, atol=1e-15)
+    jacobian = torch.stack(
+        [torch.autograd.grad(one, p, retain_graph=True)[0] for one in b]
+    )
+    with torch.no_grad():
+        soft = ((p.log() + noise) / temperature).softmax(1)
+        own = torch.nn.functional.one_hot(labels, 3)
+        chosen = soft[torch.arange(4), labels][:, None]
+        # d r_o / d p_c = r_o (1[o = c] - r_c) / (T p_c)
+        closed = chosen * (own - soft) / (temperature * p)
+    torch.testing.assert_close(jacobian, closed)
+
+
+def test_the_relaxed_bernoulli_is_that_of_eq_4() -> None:
+    p = tensor([0.2, 0.3, 0.5])
+    noise = gumbel_noise((3, 2), generator(12)).double()
+    labels, temperature = torch.tensor([2, 0, 1]), 0.6
+    yes = ((p[labels].log() + noise[:, 0]) / temperature).exp()
+    no = (((1 - p[labels]).log() + noise[:, 1]) / temperature).exp()
+    b = relaxed_bernoulli(p, labels, noise, temperature)
+    torch.testing.assert_close(b, yes / (yes + no))
+    cold = relaxed_bernoulli(p, labels, noise, 1e-6)
+    torch.testing.assert_close(cold, (yes > no).double())
 
 
 # --- Shares of what is added ------------------------------------------------------

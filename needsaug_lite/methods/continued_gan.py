@@ -14,7 +14,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from needsaug_lite.data import Batch, Batches, generator
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.endless import Endless
-from needsaug_lite.methods.generation.adversarial_frame import Adversarial
+from needsaug_lite.methods.generation.adversarial_frame import (
+    Adversarial,
+    renew_norms,
+)
 from needsaug_lite.models import unrecorded
 
 _DRAWS = 741
@@ -29,7 +32,7 @@ class ContinuedGAN:
 
     G starts from its running average and stays in evaluation mode: an image doesn't
     depend on which classes are drawn beside it, and their mixture changes with the
-    needs.
+    needs. Only its spectral norms follow its weights.
 
     With a shared A the class vectors of H are A, divided by its spectral norm as
     those it was pretrained with: H(x, y) = wᵀφ(x) + b + ⟨a_y, φ(x)⟩ / ‖A‖. H doesn't
@@ -56,8 +59,14 @@ class ContinuedGAN:
             shared: A, shape (C, D); None leaves H its own class vectors.
 
         Raises:
-            UserError: if A can't be shared with this discriminator.
+            UserError: if A can't be shared with this discriminator, or G knows no
+                classes.
         """
+        if not gan.maker.conditional:
+            raise UserError(
+                "images are asked for by their class, and an unconditional generator "
+                "knows none; take biggan, cgan or acgan"
+            )
         self.gan = gan
         self.generator = gan.maker
         self.generator.load_state_dict(gan.generator.state_dict())
@@ -140,6 +149,7 @@ class ContinuedGAN:
         for name, value in self.generator.named_parameters():
             value.grad = gradients[name]
         self.optimiser.step()
+        renew_norms(self.generator)
 
     def current_loss(self, latents: Tensor, labels: Tensor) -> Tensor:
         """L_G with all weights as they are, a scalar with its graph."""

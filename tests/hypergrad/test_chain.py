@@ -149,6 +149,67 @@ def test_the_paths_add_up_and_their_norms_are_theirs() -> None:
         torch.testing.assert_close(length, square.sqrt())
 
 
+@pytest.mark.parametrize("estimator", [chain_exact, chain])
+def test_joined_paths_have_the_same_sum(estimator: Callable) -> None:
+    problem = ThreeLevels(11)
+    arguments = (problem.levels(), problem.outer, problem.hparams)
+    apart, joined = (estimator(*arguments, paths=paths) for paths in (True, False))
+    assert error(joined, apart) < (1e-12 if estimator is chain_exact else 1e-4)
+    # A vector that goes on alone is what it was; "first" has two ways behind it.
+    assert set(joined.paths) == {"direct", "first", "generator", "second"}
+    for name, parts in {
+        "direct": ["direct"],
+        "first": ["first", "first -> second"],
+        "generator": ["generator -> second"],
+        "second": ["second"],
+    }.items():
+        summed = {
+            n: torch.stack([apart.paths[part][n] for part in parts]).sum(0)
+            for n in problem.hparams
+        }
+        assert error(joined.paths[name], summed) < 1e-3
+        length = torch.stack([t.square().sum() for t in joined.paths[name].values()])
+        torch.testing.assert_close(joined.path_norms[name], length.sum().sqrt())
+
+
+def test_the_error_of_joined_differences_falls_as_radius_squared() -> None:
+    problem = ThreeLevels(12)
+    arguments = (problem.levels(), problem.outer, problem.hparams)
+    exact = chain_exact(*arguments)
+    coarse, fine = (
+        error(chain(*arguments, radius=r, paths=False), exact) for r in (0.02, 0.01)
+    )
+    assert coarse / fine == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("paths", [True, False])
+@pytest.mark.parametrize("estimator", [chain_exact, chain])
+def test_the_gradients_are_those_of_the_levels_where_they_stood(
+    estimator: Callable, paths: bool
+) -> None:
+    problem = ThreeLevels(10)
+    levels = problem.levels()
+    found = estimator(levels, problem.outer, problem.hparams, paths=paths)
+    assert list(found.gradients) == ["first", "generator", "second"]
+    for level in levels:
+        own = free(level.params)
+        others = {name: found.weights[name] for name in level.reads}
+        value = level.loss({level.name: own, **others}, problem.hparams)
+        slopes = torch.autograd.grad(value, list(own.values()))
+        truth = dict(zip(own, slopes, strict=True))
+        assert error(found.gradients[level.name], truth) < 1e-12
+        # One step of them leads to the updated weights.
+        moved = {n: level.params[n] - level.lr * g for n, g in truth.items()}
+        assert error(found.weights[level.name], moved) < 1e-12
+
+
+def test_frozen_tensors_have_no_gradient_of_their_level() -> None:
+    problem = ThreeLevels(10)
+    problem.first["u"].requires_grad_()
+    found = chain(problem.levels(), problem.outer, problem.hparams)
+    assert list(found.gradients["first"]) == ["u"]
+
+
 def test_the_error_of_differences_falls_as_radius_squared() -> None:
     problem = ThreeLevels(3)
     arguments = (problem.levels(), problem.outer, problem.hparams)

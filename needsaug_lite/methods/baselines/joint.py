@@ -14,7 +14,11 @@ from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
 from needsaug_lite.methods.budget import Budget
 from needsaug_lite.methods.continued_gan import ContinuedGAN
-from needsaug_lite.methods.generation.adversarial_frame import Adversarial, descend
+from needsaug_lite.methods.generation.adversarial_frame import (
+    Adversarial,
+    descend,
+    renew_norms,
+)
 from needsaug_lite.models import Classifier, Generator, unrecorded
 
 
@@ -102,6 +106,7 @@ class Joint(Supervised):
         judged = self.gan.current_loss(latents, real.labels)
         total = fit + self.strength * made + self.adversarial_strength * judged
         descend(total, self.optimiser, self.gan.optimiser)
+        renew_norms(self.generator)
         return {
             "loss": fit.detach(),
             "accuracy": accuracy(scores, batch.labels),

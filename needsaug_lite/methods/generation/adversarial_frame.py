@@ -219,13 +219,8 @@ class Adversarial(ABC):
     def _average(self) -> None:
         """Move the average; its spectral norms are those of its own weights."""
         self._averaged.update_parameters(self.maker)
-        with torch.no_grad():
-            for layer in self._averaged.modules():
-                if is_parametrized(layer, "weight"):
-                    # Averages of unit vectors are shorter than 1: one power iteration.
-                    layer.train()
-                    _ = layer.weight
-                    layer.eval()
+        # Averages of unit vectors are shorter than 1.
+        renew_norms(self._averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """Networks and optimisers."""
@@ -251,6 +246,16 @@ def descend(loss: Tensor, *optimisers: torch.optim.Optimizer) -> None:
         parameter.grad = gradient
     for optimiser in optimisers:
         optimiser.step()
+
+
+def renew_norms(network: nn.Module) -> None:
+    """One power iteration for the spectral norms of a network in evaluation mode."""
+    with torch.no_grad():
+        for layer in network.modules():
+            if is_parametrized(layer, "weight"):
+                layer.train()
+                _ = layer.weight
+                layer.eval()
 
 
 def _refuse_features(splits: Splits) -> None:
