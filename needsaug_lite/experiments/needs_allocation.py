@@ -17,6 +17,7 @@ from needsaug_lite.experiments.records import Record
 Before = Literal["first", "vanilla"]
 Counted = Literal["images", "weight_mass"]
 SHOWN_CLASSES, _SHOWN_GROUPS = 20, 10
+_COLUMNS = ("class", "real", "pre", "made", "last", "post")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Allocation:
             class_names: C names; None numbers the classes from 0.
 
         Returns:
-            Text under class, real, before, made, last (epoch) and after; empty without
-            rows.
+            Text under class, real, pre (accuracy before), made (over all epochs), last
+            (epoch's) and post; empty without rows. The names leave room on a phone.
         """
         if not self.seeds:
             return pd.DataFrame()
@@ -87,20 +88,20 @@ class Allocation:
         ]
         for title, number in ends_with:
             values = {when: number(when).mean for when in ("before", "after")}
-            shown = {when: f"{value:.1f}" for when, value in values.items()}
-            lines.append({"class": title, "real": "", **shown, "made": "", "last": ""})
+            pre, post = f"{values['before']:.1f}", f"{values['after']:.1f}"
+            lines.append(_texts(title, "", pre, "", "", post))
         return pd.DataFrame(lines)
 
     def _line(self, name: str, group: Any) -> dict[str, str]:
         last = self.last_epoch[:, group].mean()
-        return {
-            "class": name,
-            "real": f"{self.real[group].mean():.0f}",
-            "before": f"{self.before[:, group].mean():.1f}",
-            "made": f"{self.generated[:, group].mean():.0f}",
-            "last": "–" if np.isnan(last) else f"{last:.0f}",
-            "after": f"{self.after[:, group].mean():.1f}",
-        }
+        return _texts(
+            name,
+            f"{self.real[group].mean():.0f}",
+            f"{self.before[:, group].mean():.1f}",
+            f"{self.generated[:, group].mean():.0f}",
+            "–" if np.isnan(last) else f"{last:.0f}",
+            f"{self.after[:, group].mean():.1f}",
+        )
 
 
 def allocation(
@@ -185,6 +186,10 @@ def accuracy_before(row: Record, records: Sequence[Record], before: Before) -> A
     return None
 
 
+def _texts(*cells: str) -> dict[str, str]:
+    return dict(zip(_COLUMNS, cells, strict=True))
+
+
 def _last_epoch(made: dict[str, Any], counted: Counted, classes: int) -> Any:
     unknown = [float("nan")] * classes
     known = counted == "images"
@@ -211,7 +216,7 @@ def correlation_table(found: dict[str, list[float]]) -> pd.DataFrame:
             {
                 "method": registry.entry(name).label,
                 "seeds": len(values),
-                "r": interval(values).text(1, 2),
+                "r": interval(values).text(1, 2).replace("-", "−"),
             }
             for name, values in found.items()
             if values

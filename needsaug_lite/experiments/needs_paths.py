@@ -47,14 +47,12 @@ def path_shares(records: Sequence[Record], method: str = "needs_aware") -> Any:
 
 def path_table(
     records: Sequence[Record],
-    methods: Sequence[str] = (
-        "needs_aware",
-        "needs_aware_reduced",
-        "needs_aware_unshared",
-        "separate",
-    ),
+    methods: Sequence[str] = ("needs_aware", "needs_aware_reduced"),
 ) -> pd.DataFrame:
-    """`path_shares` as text: a line for a path, a column for a method with rows."""
+    """`path_shares` as text: a line for a path, a column for a method with rows.
+
+    Two methods fit on a phone.
+    """
     found = {m: path_shares(records, m) for m in methods}
     columns = {
         registry.entry(name).label: shares.map(scientific)

@@ -21,7 +21,10 @@ from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.implicit_augmentation_table import (
     implicit_augmentation_table,
 )
+from needsaug_lite.experiments.markdown_tables import markdown
 from needsaug_lite.experiments.meta_sampling_table import meta_sampling_table
+from needsaug_lite.experiments.needs_aware_table import needs_aware_table
+from needsaug_lite.experiments.needs_page import needs_tables
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
 from needsaug_lite.experiments.search_cost_table import search_cost_table
@@ -85,6 +88,11 @@ PAPER_NAMES = {
     "madao": {"MADAO"},
     "autobalance_pda": {"AutoBalance: PDA"},
     "autobalance_pda_delta_l": {"AutoBalance: PDA, Δ & l"},
+    "reciprocal": {"Reciprocal"},
+    "separate": {"Separate"},
+    "mtl": {"MTL"},
+    "sequential": {"Sequential"},
+    "needs_aware": {"needs-aware (ours)", "needs-aware (ours): End-to-end"},
 }
 # Experiments that follow the recipe of one paper: their rows stand beside no other.
 RECIPES = {
@@ -96,6 +104,7 @@ RECIPES = {
     "cifar100_lt_facog": "facog",
     "cifar100_lt_facog_losses": "facog",
     "gamo_full": "facog",
+    "cifar100_lt_needs": "needs_aware",
 }
 _SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
 _MEASURES: dict[str, Callable[[Record], float]] = {
@@ -226,22 +235,6 @@ def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Recor
     ]
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table; characters that would break a cell are escaped."""
-    if frame.empty:
-        return "Not measured yet."
-
-    def cell(value: Any) -> str:
-        # Non-breaking spaces keep "78.6 ± 0.6" on one line.
-        text = str(value).replace(" ± ", "\u00a0±\u00a0").replace("\n", " ")
-        return text.replace("|", "\\|").replace("_", "\\_")
-
-    head = [str(column) for column in frame.columns]
-    rows = [[cell(value) for value in row] for row in frame.itertuples(index=False)]
-    rule = ["---" if i < 1 else "---:" for i in range(len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
-
-
 def write_pages(results: Path, out: Path) -> list[Path]:
     """Write all generated tables: our rows, one file per paper, and times.
 
@@ -257,6 +250,8 @@ def write_pages(results: Path, out: Path) -> list[Path]:
         ),
         "search_cost.md": search_cost_table(measured / "search_cost.json"),
         "meta_sampling.md": meta_sampling_table(measured / "meta_sampling.json"),
+        "needs_aware.md": needs_aware_table(measured / "needs_aware.json"),
+        "needs_results.md": needs_tables(records),
         "feature_mixing.md": feature_mixing_table(measured / "feature_mixing.json"),
     }
     for paper in TITLES:

@@ -91,7 +91,7 @@ class Spec(BaseModel):
                 f"{self.method} trains on generated images: leave out features"
             )
         if needed and self.generator is None:
-            object.__setattr__(self, "generator", GeneratorSpec())
+            object.__setattr__(self, "generator", self._usual_generator(whole))
         if self.generator is None:
             return
         if not needed:
@@ -105,6 +105,17 @@ class Spec(BaseModel):
                 f"{self.generator.kind} has none: set generator.kind to one of "
                 f"{', '.join(kinds)}"
             )
+
+    def _usual_generator(self, whole: bool) -> GeneratorSpec:
+        """The default; where networks may share a layer, as wide as the classifier."""
+        length = {
+            "convnet": 2 * self.model.width,
+            "resnet32": self.model.feature_dim,
+        }.get(self.model.backbone)
+        usual = GeneratorSpec()
+        if not whole or length in (None, usual.hyperparameters["width"]):
+            return usual
+        return GeneratorSpec(hyperparameters={"width": length})
 
     def _check_features(self) -> None:
         if self.features is None:

@@ -157,7 +157,8 @@ def weights(
 
     "score_ratio": b_m = r_m / r̄ with r_m = p(o_m) / q(o_m), r̄ the mean of r. Its
     gradient, where p = q, is that of r_m less the batch mean of it: a baseline, which
-    takes away what all images share. The weights add to B, whatever p has become.
+    takes away what all images share, and on average a share 1/B of the gradient. The
+    weights add to B, whatever p has become.
     "enumerate", "c_way", "literal": `allocation.enumerated_weights`,
     `straight_through`, `relaxed_bernoulli`.
 

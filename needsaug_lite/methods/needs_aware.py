@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -190,7 +191,7 @@ class NeedsAware(Supervised):
         self.held_out.begin_epoch(epoch)
         self.gan.begin_epoch(epoch)
         self.temperature = temperature(epoch, self.epochs)
-        self.tell_apart = True
+        self.measuring = True
         if self.strength:
             held = self.held_out.needs
             by_loss, by_error = measured_shares(self.first, held, self.normalisation)
@@ -200,24 +201,27 @@ class NeedsAware(Supervised):
         return super().begin_epoch(epoch)
 
     def improve_head(self, look: Look) -> ChainHypergradient:
-        """Stage IV: one step of Adam for A; the paths are told apart once an epoch."""
+        """Stage IV: one step of Adam for A.
+
+        Once an epoch the paths are measured too, with exact derivatives: on networks
+        with kinks a finite difference tells nothing of the shortest ones.
+        """
         lr: float = self.optimiser.param_groups[0]["lr"]
         moves = self.moves_generator
-        generator_lr = self.gan.optimiser.param_groups[0]["lr"] if moves else None
+        rates = lr, self.gan.optimiser.param_groups[0]["lr"] if moves else None
         with warnings.catch_warnings():
             # Fitted images leave nothing to learn from, and rightly so.
             warnings.simplefilter("ignore", HypergradientWarning)
-            estimate = self.levels.hypergradient(
-                look, lr, generator_lr, paths=self.tell_apart
-            )
+            if self.measuring:
+                exact = replace(self.levels, second_order=True)
+                self.norms = path_norms(exact.hypergradient(look, *rates), self.norms)
+                self.measuring = False
+            estimate = self.levels.hypergradient(look, *rates, paths=False)
         total = self.levels.total(estimate)
         for name, value in self.model.head.named_parameters():
             value.grad = total[name]
         self.meta_optimiser.step()
         self.outer_value = estimate.outer_loss
-        if self.tell_apart:
-            self.norms = path_norms(estimate, self.norms)
-            self.tell_apart = False
         return estimate
 
     def step(self, batch: Batch) -> Mapping[str, Tensor]:

@@ -22,7 +22,7 @@ from needsaug_lite.data import (
 )
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.endless import Endless
-from needsaug_lite.models import Classifier, features_with
+from needsaug_lite.models import Classifier, features_with, unrecorded
 
 # Held-out images of each class from which its need is estimated in a meta update.
 NEEDS_PER_CLASS = 5
@@ -86,9 +86,13 @@ def by_role(h: Params, role: str) -> dict[str, Tensor]:
 
 
 def features(model: Classifier, params: Params, images: Tensor) -> Tensor:
-    """Features (B, D) under given weights, batch norm as in training."""
+    """Features (B, D) under given weights, batch norm as in training.
+
+    Nothing is recorded: a tied W1 is judged by the moments that W2 has here.
+    """
     model.train()
-    return features_with(model, params, images)
+    with unrecorded(model):
+        return features_with(model, params, images)
 
 
 def logits(model: Classifier, head: Params, found: Tensor) -> Tensor:

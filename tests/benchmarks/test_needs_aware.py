@@ -41,7 +41,7 @@ METHODS = (
 PROBLEMS: list[tuple[str, str, tuple[int, int, int] | None, int, int]] = [
     ("convnet, digits, 8 x 8 grey", "convnet", None, 32, 100),
     ("convnet, 28 x 28 grey", "convnet", (1, 28, 28), 32, 25),
-    ("ResNet-32, 32 x 32 colour", "resnet32", (3, 32, 32), 64, 8),
+    ("ResNet-32, 32 x 32 colour", "resnet32", (3, 32, 32), 64, 6),
 ]
 
 

@@ -19,8 +19,8 @@ EPOCHS = 3
 
 def small(**options: float) -> Splits:
     """Ten classes of 24 to 6 images, and six held-out ones of each."""
-    given = {"n_max": 24, "imbalance": 4, "meta_per_class": 6, **options}
-    return load(**given).without_true_labels()
+    given: dict[str, Any] = {"n_max": 24, "imbalance": 4, "meta_per_class": 6}
+    return load(**{**given, **options}).without_true_labels()
 
 
 def gan(splits: Splits, kind: Any = BigGAN, *, seed: int = 0, **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
@@ -233,6 +234,6 @@ def test_the_temperature_falls_by_one_factor_from_warm_to_cold() -> None:
     found = [temperature(epoch, 11) for epoch in range(11)]
     assert found[0] == 1
     assert found[-1] == pytest.approx(0.1)
-    factors = [b / a for a, b in zip(found, found[1:], strict=False)]
+    factors = [b / a for a, b in pairwise(found)]
     assert factors == pytest.approx([0.1 ** (1 / 10)] * 10)
     assert temperature(0, 1) == 1

@@ -149,7 +149,8 @@ def body(model: Classifier, params: Params, images: Tensor, *, train: bool) -> T
     if train:
         mean, variance = hidden.mean(0), hidden.var(0, unbiased=False)
     normed = (hidden - mean) / (variance + norm.eps).sqrt()
-    return (normed * params["backbone.2.weight"] + params["backbone.2.bias"]).tanh()
+    moved: Tensor = normed * params["backbone.2.weight"] + params["backbone.2.bias"]
+    return moved.tanh()
 
 
 def each_loss(found: Tensor, head: Params, labels: Tensor) -> Tensor:
@@ -205,7 +206,9 @@ def outcome(
         {n: p.detach().clone().requires_grad_() for n, p in encoder(m).items()}
         for m in (levels.first, levels.model)
     )
-    maker = {n: p.detach().clone().requires_grad_() for n, p in levels.gan.params().items()}
+    maker = {
+        n: p.detach().clone().requires_grad_() for n, p in levels.gan.params().items()
+    }
     real, labels = look.batch.images, look.batch.labels
 
     found = body(levels.first, first, real, train=True)
@@ -250,7 +253,9 @@ def outcome(
         (GAMMA, levels.first, probed),
     ):
         found = body(model, params, look.clean.images, train=False)
-        total = total + weight * each_loss(found, head["outer"], look.clean.labels).mean()
+        total = (
+            total + weight * each_loss(found, head["outer"], look.clean.labels).mean()
+        )
     return total
 
 
@@ -273,9 +278,7 @@ def whole(seen: Scene, **options: bool) -> dict[str, Tensor]:
     """The derivative with one A at all places and nothing cut."""
     head = {n: v.clone().requires_grad_() for n, v in seen.given.items()}
     value = outcome(seen, dict.fromkeys(ROLES, head), ("W1", "W1_need"), **options)
-    return dict(
-        zip(head, torch.autograd.grad(value, list(head.values())), strict=True)
-    )
+    return dict(zip(head, torch.autograd.grad(value, list(head.values())), strict=True))
 
 
 def flat(tensors: Params) -> Tensor:
