@@ -15,6 +15,7 @@ from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.hypergrad import ChainHypergradient, HypergradientWarning
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
+from needsaug_lite.methods.baselines.synthetic_images import check_generator
 from needsaug_lite.methods.budget import Budget, Weighting, temperature, weights
 from needsaug_lite.methods.continued_gan import ContinuedGAN, class_vectors
 from needsaug_lite.methods.four_levels import (
@@ -119,6 +120,7 @@ class NeedsAware(Supervised):
             UserError: if there are too few meta images or generated ones, or A can't be
                 shared with this GAN.
         """
+        check_generator(gan.generator, splits)
         normal = normalisation or Normalisation.of(splits)
         super().__init__(model, splits, normalisation=normal, **common)
         self.normalisation = normal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from needsaug_lite.errors import UserError
+from needsaug_lite.methods import NeedsAware
 from needsaug_lite.methods.baselines.joint import Joint
 from needsaug_lite.methods.generation.adversarial import (
     ConditionalGAN,
@@ -137,3 +139,10 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
     assert_same(whole, second)
     assert second.allocation_summary() == whole.allocation_summary()
     assert same(weights(whole.generator), weights(second.generator))
+
+
+@pytest.mark.parametrize("kind", [Joint, NeedsAware])
+def test_a_gan_of_other_images_is_refused(kind: Any) -> None:
+    other = replace(small(), class_names=tuple("abcdefghijkl"))
+    with pytest.raises(UserError, match="makes 12 classes, the data have 10"):
+        make(kind, source=gan(other))

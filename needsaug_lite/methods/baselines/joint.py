@@ -12,6 +12,7 @@ from torch import Tensor
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
+from needsaug_lite.methods.baselines.synthetic_images import check_generator
 from needsaug_lite.methods.budget import Budget
 from needsaug_lite.methods.continued_gan import ContinuedGAN
 from needsaug_lite.methods.generation.adversarial_frame import (
@@ -63,6 +64,7 @@ class Joint(Supervised):
             normalisation: default: moments of the training images.
             common: see `Supervised`.
         """
+        check_generator(gan.generator, splits)
         normal = normalisation or Normalisation.of(splits)
         super().__init__(model, splits, normalisation=normal, **common)
         self.normalisation = normal
