@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.groups import NEED_GROUPS
+from helpers.quick import quick_generator
 
 from needsaug_lite import data, metrics, training
 from needsaug_lite.errors import UserError
@@ -46,6 +47,7 @@ def test_every_method_runs(method: str) -> None:
         images |= {"attribute_imbalance": 3, "attributes": 2}
     # Methods of two phases need an epoch for each.
     values = {**SMALL, "data": images, "method": method, "epochs": 2}
+    values |= quick_generator(method)
     record = run(Spec.checked(values))
     assert record.history[0]["loss"] > 0
     assert 0 <= record.metrics["balanced_accuracy"] <= 1
@@ -181,7 +183,8 @@ NOISY = {"name": "digits", "imbalance": 20, "meta_per_class": 2, "noise": 0.4}
 
 
 def noisy(method: str) -> Spec:
-    return Spec.checked({**SMALL, "data": NOISY, "method": method})
+    values = {**SMALL, "data": NOISY, "method": method}
+    return Spec.checked(values | quick_generator(method))
 
 
 @pytest.mark.parametrize("method", registry.METHODS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.groups import NEED_GROUPS
+from helpers.quick import quick_generator
 from helpers.shared_phases import SOURCES
 
 from needsaug_lite import training
@@ -113,7 +114,8 @@ def test_only_the_same_first_stage_is_shared(method: str, tmp_path: Path) -> Non
         images |= {"attribute_imbalance": 3, "attributes": 2}
     elif method in SHARED | {"hybrid_contrastive"}:
         images = PHASED["data"]
-    spec = Spec.checked({**PHASED, "data": images, "method": method})
+    values = {**PHASED, "data": images, "method": method}
+    spec = Spec.checked(values | quick_generator(method))
     ready = runner.prepare(spec)
     checksum, place = image_checksum(ready.splits), torch.device("cpu")
     found = runner._shared_start(spec, ready.method, checksum, place, tmp_path)
