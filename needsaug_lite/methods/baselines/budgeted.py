@@ -107,31 +107,12 @@ class Equal(Budgeted):
     Source: "Equal" of needs_aware Sec. 4.2.
     """
 
-    def __init__(
-        self,
-        model: Classifier,
-        splits: Splits,
-        *,
-        generator: Generator,
-        budget: Annotated[int, Gt(0)] | None = None,
-        strength: Annotated[float, Ge(0)] = 1.0,
-        **common: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            splits,
-            generator=generator,
-            budget=budget,
-            strength=strength,
-            **common,
-        )
-
     def shares(self) -> Tensor:
         """1 / C each."""
         return torch.ones(len(self.counts)) / len(self.counts)
 
 
-class Reciprocal(Equal):
+class Reciprocal(Budgeted):
     """More generated images of a smaller class: p_c ∝ 1 / n_c.
 
     Source: "Reciprocal" of needs_aware Sec. 4.1.
