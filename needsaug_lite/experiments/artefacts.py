@@ -17,6 +17,7 @@ from needsaug_lite.errors import UserError
 from needsaug_lite.experiments.registry import entry
 from needsaug_lite.experiments.runner import Prepared
 from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.experiments.supernets import OPTIONS
 from needsaug_lite.files import atomic_path
 from needsaug_lite.metrics import Predictions
 from needsaug_lite.models import Classifier
@@ -35,11 +36,17 @@ class SavedClassifier:
 
 
 def check_savable(spec: Spec) -> None:
-    """Refuse to save a classifier that can't read images.
+    """Refuse to save a classifier that can't be built again or can't read images.
 
     Raises:
-        UserError: if it was trained on frozen features.
+        UserError: if its network was searched for, or trained on frozen features.
     """
+    if getattr(entry(spec.method).load(), "searches", False):
+        raise UserError(
+            f"a network that {spec.method} found is in no list of backbones, from "
+            "which a saved classifier is built again; leave out --save-model. Its "
+            "architecture is in the row"
+        )
     if spec.features is not None:
         raise UserError(
             "a classifier of frozen features can't predict image files, because the "
@@ -57,7 +64,7 @@ def save_classifier(file: Path, spec: Spec, ready: Prepared) -> None:
     content = {
         "format": _FORMAT,
         "method": spec.method,
-        "network": spec.model.model_dump(mode="json", exclude={"weights"}),
+        "network": spec.model.model_dump(mode="json", exclude={"weights", *OPTIONS}),
         "image_shape": list(ready.splits.image_shape),
         "class_names": list(ready.splits.class_names),
         "normalisation": asdict(ready.normalisation),

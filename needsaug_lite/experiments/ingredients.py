@@ -11,12 +11,14 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from needsaug_lite.data.attributes import ATTRIBUTES
 from needsaug_lite.data.groups import check_options
 from needsaug_lite.experiments import registry
+from needsaug_lite.models.cell_operations import OPERATIONS
 
 STRICT = ConfigDict(extra="forbid", frozen=True)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -60,7 +62,11 @@ class DataSpec(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """Which network; see `models.build`."""
+    """Which network; see `models.build`.
+
+    What stands below `weights` describes a supernet, the backbone of methods that
+    search an architecture, and no other network.
+    """
 
     model_config = STRICT
 
@@ -68,6 +74,25 @@ class ModelSpec(BaseModel):
     width: PositiveInt = 16
     feature_dim: PositiveInt = 64
     weights: Path | None = None
+    cells: PositiveInt = 3
+    nodes: PositiveInt = 4
+    operations: tuple[str, ...] = tuple(OPERATIONS)
+    partial: PositiveInt = 4
+    halvings: Literal[0, 1, 2] = 0
+
+    @field_validator("operations")
+    @classmethod
+    def _a_choice(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in OPERATIONS]
+        if unknown:
+            raise ValueError(
+                f"unknown operation {unknown[0]!r}; use some of {', '.join(OPERATIONS)}"
+            )
+        if len(set(names)) < len(names):
+            raise ValueError("name every operation once")
+        if not set(names) - {"none"}:
+            raise ValueError("name at least one operation beside none")
+        return names
 
 
 class FeatureSpec(BaseModel):

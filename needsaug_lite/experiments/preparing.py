@@ -15,6 +15,7 @@ from needsaug_lite.experiments import registry
 from needsaug_lite.experiments.features import frozen_features
 from needsaug_lite.experiments.generators import TrainedGenerator, trained_generator
 from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.experiments.supernets import build_options
 from needsaug_lite.models import Classifier
 
 
@@ -23,7 +24,8 @@ class Prepared:
     """Everything a run needs, on its device, before the first step.
 
     `generator` stays as it was handed in: where a method goes on training it, with its
-    discriminator, it is a copy.
+    discriminator, it is a copy. `model` is what the method starts from; what it has
+    trained is `method.model`, which is another network where it searched for one.
     """
 
     splits: Splits
@@ -73,6 +75,7 @@ def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepa
         feature_dim=spec.model.feature_dim,
         head=method_class.head,
         weights=spec.model.weights,
+        **build_options(spec.model, spec.method),
     ).to(splits.train.labels.device)
     made = None
     handed: dict[str, Any] = {}

@@ -20,6 +20,9 @@ _SOURCES = f"{_BASELINES}.feature_sources"
 _GENERATIVE = f"{_BASELINES}.generative"
 _STRATEGIES = "needsaug_lite.methods.sampling_strategies"
 _NEEDS = "needsaug_lite.methods.needs_aware"
+_SEARCHES = "needsaug_lite.methods.search"
+_DARTS = f"{_SEARCHES}.pc_darts"
+_SEARCH = f"{_SEARCHES}.four_level_search"
 _GENERATION = "needsaug_lite.methods.generation"
 # Settings that every method takes and that a spec states elsewhere.
 _COMMON = {"optimisation", "augment", "normalisation", "seed", "generator", "gan"}
@@ -181,6 +184,29 @@ METHODS: dict[str, Entry] = {
     "reciprocal": Entry(f"{_BASELINES}.budgeted:Reciprocal", "Reciprocal"),
     "equal": Entry(f"{_BASELINES}.budgeted:Equal", "Equal"),
     "mtl": Entry(f"{_BASELINES}.joint:Joint", "MTL"),
+    "darts": Entry(f"{_DARTS}:DARTS", "DARTS"),
+    "pc_darts": Entry(f"{_DARTS}:PCDARTS", "PC-DARTS"),
+    "equal_search": Entry(f"{_DARTS}:EqualSearch", "Equal, search"),
+    "mtl_search": Entry(f"{_DARTS}:JointSearch", "MTL, search"),
+    "separate_search": Entry(
+        f"{_SEARCH}:NeedsAwareSearch",
+        "Separate, search",
+        {"train_generator": False, "shared": False},
+    ),
+    "needs_aware_search": Entry(f"{_SEARCH}:NeedsAwareSearch", "Needs-aware search"),
+    "needs_aware_search_reduced": Entry(
+        f"{_SEARCH}:NeedsAwareSearch",
+        "Needs-aware search, reduced",
+        {"interval": 8, "tied": True, "decorrelation": 0.1, "halved": True},
+    ),
+    "random_architecture": Entry(
+        f"{_SEARCHES}.random_cells:RandomArchitecture",
+        "Random cells",
+        {"candidates": 1},
+    ),
+    "random_search": Entry(
+        f"{_SEARCHES}.random_cells:RandomArchitecture", "Best of random cells"
+    ),
     "hyper_cleaning": Entry(
         f"{_BASELINES}.hyper_cleaning:HyperCleaning", "Hyper-cleaning"
     ),
@@ -222,6 +248,16 @@ def adversarial_kinds() -> tuple[str, ...]:
         name
         for name, kind in GENERATORS.items()
         if issubclass(kind.load(), Adversarial)
+    )
+
+
+@cache
+def searching_methods() -> tuple[str, ...]:
+    """Names of the methods that search an architecture."""
+    return tuple(
+        name
+        for name, method in METHODS.items()
+        if getattr(method.load(), "searches", False)
     )
 
 

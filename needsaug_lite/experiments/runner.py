@@ -19,6 +19,7 @@ from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.experiments.special_scores import (
     allocation_scores,
+    architecture_scores,
     attribute_scores,
     fairness_scores,
     first_classifier_scores,
@@ -101,6 +102,7 @@ def run(
     scores |= fairness_scores(ready, predictions) | gamo_scores(spec, predictions)
     scores |= generated_scores(spec, ready, root) | allocation_scores(ready)
     scores |= first_classifier_scores(ready, part)
+    scores |= architecture_scores(ready, history)
     if isinstance(ready.method, training.LossDesigning):
         found = ready.method.loss_parameters
         scores["loss_parameters"] = {

@@ -30,6 +30,7 @@ from needsaug_lite.experiments.ingredients import (
     ModelSpec,
     Seed,
 )
+from needsaug_lite.experiments.supernets import with_supernet
 from needsaug_lite.training import Optimisation
 
 Profile = Literal["smoke", "lite", "reduced", "full"]
@@ -79,6 +80,8 @@ class Spec(BaseModel):
         if self.evaluate_on == "val" and not brings_val:
             raise ValueError("to evaluate on val, hold out data.val_per_class images")
         self._check_features()
+        model = with_supernet(self.model, self.method)
+        object.__setattr__(self, "model", model)
         self._check_generator()
         return self
 
@@ -105,9 +108,19 @@ class Spec(BaseModel):
                 f"{self.generator.kind} has none: set generator.kind to one of "
                 f"{', '.join(kinds)}"
             )
+        kinds = getattr(method, "discriminator_kinds", kinds)
+        if whole and self.generator.kind not in kinds:
+            raise ValueError(
+                f"{self.method} makes a discriminator of its own, one score for an "
+                f"image and its label, and that of {self.generator.kind} is another: "
+                f"set generator.kind to one of {', '.join(kinds)}"
+            )
 
     def _usual_generator(self, whole: bool) -> GeneratorSpec:
-        """The default; where networks may share a layer, as wide as the classifier."""
+        """The default; where networks may share a head, as wide as the classifier.
+
+        A supernet shares its architecture and no head.
+        """
         length = {
             "convnet": 2 * self.model.width,
             "resnet32": self.model.feature_dim,
@@ -120,6 +133,10 @@ class Spec(BaseModel):
     def _check_features(self) -> None:
         if self.features is None:
             return
+        if getattr(registry.entry(self.method).load(), "searches", False):
+            raise ValueError(
+                f"{self.method} searches a network for images: leave out features"
+            )
         if self.model.backbone != "linear":
             raise ValueError(
                 "features are vectors and no images: set model.backbone to linear "

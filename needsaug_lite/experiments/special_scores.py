@@ -91,11 +91,35 @@ def allocation_scores(ready: Prepared) -> dict[str, Any]:
     """How a method shared out the generated images, if it decided that.
 
     Returns:
-        `allocation`, see `training.Budgeting`; nothing for other methods.
+        `allocation`, see `training.Budgeting`; nothing for other methods, and where
+        nothing was shared out.
     """
     if not isinstance(ready.method, training.Budgeting):
         return {}
-    return {"allocation": ready.method.allocation_summary()}
+    found = ready.method.allocation_summary()
+    return {"allocation": found} if found else {}
+
+
+def architecture_scores(ready: Prepared, history: training.History) -> dict[str, Any]:
+    """What a search found, and how long its stages took.
+
+    Args:
+        ready: after training.
+        history: of the training.
+
+    Returns:
+        `architecture`, see `training.Searching`, and `stage_seconds`, the time of the
+        epochs of every stage by its name; nothing for methods without a search.
+    """
+    if not isinstance(ready.method, training.Searching):
+        return {}
+    seconds: dict[str, float] = {}
+    for row in history.rows:
+        seconds[row["stage"]] = seconds.get(row["stage"], 0.0) + row["seconds"]
+    return {
+        "architecture": ready.method.architecture_summary(),
+        "stage_seconds": seconds,
+    }
 
 
 def first_classifier_scores(ready: Prepared, part: Examples) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from needsaug_lite.hypergrad._curvature import largest_eigenvalue as largest_eig
 from needsaug_lite.hypergrad._finite_difference import (
     finite_difference as finite_difference,
 )
+from needsaug_lite.hypergrad._first_order import first_order as first_order
 from needsaug_lite.hypergrad._gauss_newton import ComposedLoss as ComposedLoss
 from needsaug_lite.hypergrad._implicit import implicit as implicit
 from needsaug_lite.hypergrad._levels import ChainHypergradient as ChainHypergradient

@@ -133,9 +133,24 @@ class ContinuedGAN:
             latents: z, shape (B, latent_dim).
             labels: shape (B,).
         """
+        judge = {_PROJECTION: class_vectors} if self.shared else {}
+        return self.loss_under(params, judge, latents, labels)
+
+    def loss_at(
+        self, params: Params, part: Params, latents: Tensor, labels: Tensor
+    ) -> Tensor:
+        """L_G as a function of the weights of G and of A, by the names of its part.
+
+        Arguments otherwise as for `generator_loss`.
+        """
+        return self.generator_loss(params, part["weight"], latents, labels)
+
+    def loss_under(
+        self, params: Params, judge: Params, latents: Tensor, labels: Tensor
+    ) -> Tensor:
+        """L_G under given weights of G, and given ones of H by its names."""
         given = {f"generator.{name}": value for name, value in params.items()}
-        if self.shared:
-            given[f"discriminator.{_PROJECTION}"] = class_vectors
+        given |= {f"discriminator.{name}": value for name, value in judge.items()}
         _judge(self.gan.discriminator)
         found: Tensor = functional_call(self._objective, given, (latents, labels))
         return found

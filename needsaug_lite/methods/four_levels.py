@@ -11,16 +11,17 @@ from torch import Tensor
 
 from needsaug_lite import hypergrad, losses
 from needsaug_lite.data import Batch, Normalisation
-from needsaug_lite.hypergrad import ChainHypergradient, Level
+from needsaug_lite.hypergrad import ChainHypergradient, Hypergradient, Level
 from needsaug_lite.methods.budget import Portion, Weighting, weights
 from needsaug_lite.methods.continued_gan import ContinuedGAN
 from needsaug_lite.methods.shared_head import (
+    HEAD,
     SMALLEST_NEED,
+    Place,
     by_role,
     class_losses,
     copies,
     decay,
-    encoder,
     features,
     held_out_logits,
     logits,
@@ -40,7 +41,7 @@ PATHS = {
     "W1_need": ("W1 -> W2", "W1"),
     "G": ("G -> W2", "H"),
 }
-Head = Mapping[str, Tensor]
+Params = Mapping[str, Tensor]
 Weights = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -87,12 +88,13 @@ class FourLevels:
     `h` a copy of A for each of `ROLES`, see `shared_head.copies`.
 
     Attributes:
-        first, model: W1 and W2, each with A as its head.
+        first, model: W1 and W2, which share A.
         gan: generator and discriminator.
         normalisation: of the classifiers' images.
         strength, gamma, weighting, need, decorrelation: see `NeedsAware`.
         weight_decay: of W1 and W2.
         second_order, radius: how mixed derivatives are taken.
+        place: which part of the classifiers A is.
     """
 
     first: Classifier
@@ -107,55 +109,62 @@ class FourLevels:
     weight_decay: float = 0.0
     second_order: bool = False
     radius: float = 0.01
+    place: Place = HEAD
 
-    def first_loss(self, w: Weights, h: Head, look: Look) -> Tensor:
+    def first_loss(self, w: Weights, h: Params, look: Look) -> Tensor:
         """Stage I: L_cls(W1, A, D_tr)."""
-        found = features(self.first, w["W1"], look.batch.images)
-        scores = logits(self.first, by_role(h, "W1"), found)
-        fit = losses.cross_entropy(scores, look.batch.labels)
+        params = self.place.whole(w["W1"], by_role(h, "W1"))
+        found = features(self.first, params, look.batch.images)
+        fit = losses.cross_entropy(logits(self.first, params, found), look.batch.labels)
         return fit + decay(w["W1"], self.weight_decay)
 
-    def second_loss(self, w: Weights, h: Head, look: Look) -> Tensor:
+    def second_loss(self, w: Weights, h: Params, look: Look) -> Tensor:
         """Stage III: L_cls(W2, A, D_tr) + λ L_a(W2, A, W1', G')."""
-        head = by_role(h, "W2")
-        found = features(self.model, w["W2"], look.batch.images)
-        fit = losses.cross_entropy(logits(self.model, head, found), look.batch.labels)
+        params = self.place.whole(w["W2"], by_role(h, "W2"))
+        found = features(self.model, params, look.batch.images)
+        scores = logits(self.model, params, found)
+        fit = losses.cross_entropy(scores, look.batch.labels)
         fit = fit + decay(w["W2"], self.weight_decay)
         if look.drawn is None:
             return fit
         portion = look.drawn.portion
         images = self.gan.sample(w["G"], portion.latents, portion.labels)
-        found = features(self.model, w["W2"], self.normalisation.from_unit(images))
+        found = features(self.model, params, self.normalisation.from_unit(images))
         shares = look.drawn.shares  # error rates have no gradient (errata N12)
         if self.need == "loss":
             shares = self.shares(w["W1"], by_role(h, "need"), look.needs)
         return fit + self.strength * self.synthetic_loss(
-            found, head, shares, look.drawn
+            found, params, shares, look.drawn
         )
 
-    def outer_loss(self, w: Weights, h: Head, look: Look) -> Tensor:
+    def outer_loss(self, w: Weights, h: Params, look: Look) -> Tensor:
         """Stage IV: L_cls(W2', A, D_val) + γ L_cls(W1', A, D_val)."""
-        head, (images, labels) = (
-            by_role(h, "outer"),
-            (look.clean.images, look.clean.labels),
-        )
-        second = held_out_logits(self.model, w["W2"], head, images)
-        first = held_out_logits(self.first, w["W1"], head, images)
-        probe = losses.cross_entropy(first, labels)
-        return losses.cross_entropy(second, labels) + self.gamma * probe
+        part, images = by_role(h, "outer"), look.clean.images
+        second = self._held_out(self.model, w["W2"], part, images)
+        first = self._held_out(self.first, w["W1"], part, images)
+        probe = losses.cross_entropy(first, look.clean.labels)
+        return losses.cross_entropy(second, look.clean.labels) + self.gamma * probe
 
-    def shares(self, first: Head, head: Head, needs: Batch) -> Tensor:
+    def _held_out(
+        self, model: Classifier, weights: Params, part: Params, images: Tensor
+    ) -> Tensor:
+        params = self.place.whole(weights, part)
+        return held_out_logits(
+            model, params, images, own_moments=self.place.own_moments
+        )
+
+    def shares(self, first: Params, part: Params, needs: Batch) -> Tensor:
         """Eq. 3 at given W1 and A, shape (C,)."""
-        scores = held_out_logits(self.first, first, head, needs.images)
+        scores = self._held_out(self.first, first, part, needs.images)
         found = class_losses(scores, needs.labels, scores.shape[1]) + SMALLEST_NEED
         return found / found.sum()
 
     def synthetic_loss(
-        self, found: Tensor, head: Head, shares: Tensor, drawn: Drawn
+        self, found: Tensor, params: Params, shares: Tensor, drawn: Drawn
     ) -> Tensor:
         """L_a of a portion from its features (B, D), and what holds these apart."""
         portion = drawn.portion
-        scores = logits(self.model, head, found)
+        scores = logits(self.model, params, found)
         each = losses.cross_entropy(scores, portion.labels, reduction="none")
         counted = weights(
             self.weighting, shares, drawn.shares, portion, drawn.temperature
@@ -185,32 +194,56 @@ class FourLevels:
         """
         fixed = self.gan.params()
 
-        def bound(loss: Callable[[Weights, Head, Look], Tensor]) -> Any:
+        def bound(loss: Callable[[Weights, Params, Look], Tensor]) -> Any:
             return lambda w, h: loss(w, h, look)
 
-        def second(w: Weights, h: Head) -> Tensor:
+        def second(w: Weights, h: Params) -> Tensor:
             return self.second_loss({"G": fixed, **w}, h, look)
 
-        levels = [Level("W1", bound(self.first_loss), encoder(self.first), lr)]
+        w1, w2 = self.place.weights(self.first), self.place.weights(self.model)
+        levels = [Level("W1", bound(self.first_loss), w1, lr)]
         reads: dict[str, Any] = {"W1": "updated"} if self.strength else {}
         if generator_lr is not None:
             levels.append(Level("G", bound(self.generator_loss), fixed, generator_lr))
             reads["G"] = "updated"
-        levels.append(Level("W2", second, encoder(self.model), lr, reads))
-        outer, given = bound(self.outer_loss), copies(self.model.head, ROLES)
+        levels.append(Level("W2", second, w2, lr, reads))
+        outer = bound(self.outer_loss)
+        given = copies(self.place.part(self.model), ROLES)
         if self.second_order:
             return hypergrad.chain_exact(levels, outer, given, paths=paths)
         return hypergrad.chain(levels, outer, given, radius=self.radius, paths=paths)
 
-    def total(self, estimate: ChainHypergradient) -> dict[str, Tensor]:
-        """DA by the names of the head: the sum over its places."""
+    def partial(self, look: Look) -> Hypergradient:
+        """∂/∂A of the validation losses at W1 and W2 as they are, by place of A.
+
+        Only the place "outer" has one.
+
+        Source: the first-order approximation of DARTS.
+        """
+        both = {"W1": self.first, "W2": self.model}
+        flat = {
+            f"{level}.{name}": value
+            for level, network in both.items()
+            for name, value in self.place.weights(network).items()
+        }
+
+        def outer(w: Params, h: Params) -> Tensor:
+            return self.outer_loss(
+                {level: by_role(w, level) for level in both}, h, look
+            )
+
+        given = copies(self.place.part(self.model), ROLES)
+        return hypergrad.first_order(outer, flat, given)
+
+    def total(self, estimate: Params) -> dict[str, Tensor]:
+        """DA by the names of its part: the sum over its places."""
         parts = [by_role(estimate, role) for role in ROLES]
         return {n: torch.stack([p[n] for p in parts]).sum(0) for n in parts[0]}
 
-    def generator_loss(self, w: Weights, h: Head, look: Look) -> Tensor:
+    def generator_loss(self, w: Weights, h: Params, look: Look) -> Tensor:
         """Stage II: L_G(G, H, A), H held fixed."""
         assert look.fake is not None
-        return self.gan.generator_loss(w["G"], h["H.weight"], *look.fake)
+        return self.gan.loss_at(w["G"], by_role(h, "H"), *look.fake)
 
 
 def path_norms(

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
-from needsaug_lite.hypergrad import ChainHypergradient, HypergradientWarning
+from needsaug_lite.hypergrad import HypergradientWarning
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
 from needsaug_lite.methods.baselines.synthetic_images import check_generator
-from needsaug_lite.methods.budget import Budget, Weighting, temperature, weights
+from needsaug_lite.methods.budget import (
+    Budget,
+    Portion,
+    Weighting,
+    temperature,
+    weights,
+)
 from needsaug_lite.methods.continued_gan import ContinuedGAN, class_vectors
 from needsaug_lite.methods.four_levels import (
     PATHS,
@@ -28,8 +34,8 @@ from needsaug_lite.methods.four_levels import (
 )
 from needsaug_lite.methods.generation.adversarial_frame import Adversarial, descend
 from needsaug_lite.methods.shared_head import (
+    HEAD,
     HeldOut,
-    encoder,
     first_classifier,
     head_weight,
     measured_shares,
@@ -61,6 +67,11 @@ class NeedsAware(Supervised):
     """
 
     needs_adversary = True
+    place = HEAD
+    # Of Adam for A.
+    meta_betas = (0.9, 0.999)
+    # Whether the paths are taken apart once an epoch.
+    measured = True
 
     def __init__(
         self,
@@ -127,8 +138,7 @@ class NeedsAware(Supervised):
         self.strength, self.weighting, self.need = strength, weighting, need
         self.interval, self.tied = interval, tied
         steps, seed = len(self.batches), self.batches.seed
-        _start_from(gan, model)
-        self.first = first_classifier(model, tied=tied)
+        self.first = self.first_network(model)
         self.held_out = HeldOut(
             splits,
             self.optimisation.batch_size,
@@ -137,13 +147,8 @@ class NeedsAware(Supervised):
             seed=seed,
             steps=steps,
         )
-        self.gan = ContinuedGAN(
-            gan,
-            lr=generator_lr,
-            discriminator_lr=discriminator_lr,
-            steps=steps,
-            shared=head_weight(model) if shared else None,
-        )
+        rates = {"lr": generator_lr, "discriminator_lr": discriminator_lr}
+        self.gan = self.adversary(gan, shared=shared, steps=steps, **rates)
         self.moves_generator = train_generator and strength > 0
         self.levels = FourLevels(
             self.first,
@@ -158,6 +163,7 @@ class NeedsAware(Supervised):
             weight_decay=self.optimisation.weight_decay,
             second_order=second_order,
             radius=radius,
+            place=self.place,
         )
         self.budget = Budget(
             budget or len(splits.train),
@@ -167,11 +173,15 @@ class NeedsAware(Supervised):
             seed=seed,
             device=splits.train.labels.device,
         )
-        encoders = (*encoder(model).values(), *encoder(self.first).values())
+        weights = [self.place.weights(one) for one in (model, self.first)]
         # Tied, some are in both.
-        self.optimiser = self.optimisation.optimiser(dict.fromkeys(encoders))
+        unique = dict.fromkeys(value for part in weights for value in part.values())
+        self.optimiser = self.optimisation.optimiser(unique)
         self.meta_optimiser = torch.optim.Adam(
-            model.head.parameters(), meta_lr, weight_decay=meta_decay
+            self.place.part(model).parameters(),
+            meta_lr,
+            self.meta_betas,
+            weight_decay=meta_decay,
         )
         device = splits.train.labels.device
         self.drawn_from = torch.full(
@@ -182,6 +192,19 @@ class NeedsAware(Supervised):
         self.norms = {name: torch.zeros((), device=device) for name in PATHS}
         self.outer_value = torch.zeros((), device=device)
         self.steps_done = 0
+        self.moving = True  # A and G; False in a warm-up
+
+    def first_network(self, model: Classifier) -> Classifier:
+        """W1 beside W2."""
+        return first_classifier(model, tied=self.tied)
+
+    def adversary(
+        self, gan: Adversarial, *, shared: bool, **settings: Any
+    ) -> ContinuedGAN:
+        """Generator and discriminator, with A in it if that is `shared`."""
+        _start_from(gan, self.model)
+        place = head_weight(self.model) if shared else None
+        return ContinuedGAN(gan, shared=place, **settings)
 
     @property
     def generator(self) -> Generator:
@@ -193,7 +216,7 @@ class NeedsAware(Supervised):
         self.held_out.begin_epoch(epoch)
         self.gan.begin_epoch(epoch)
         self.temperature = temperature(epoch, self.epochs)
-        self.measuring = True
+        self.measuring = self.measured
         if self.strength:
             held = self.held_out.needs
             by_loss, by_error = measured_shares(self.first, held, self.normalisation)
@@ -202,11 +225,14 @@ class NeedsAware(Supervised):
             self.budget.draw(epoch, self.drawn_from, self.weighting)
         return super().begin_epoch(epoch)
 
-    def improve_head(self, look: Look) -> ChainHypergradient:
+    def improve_head(self, look: Look) -> Mapping[str, Tensor]:
         """Stage IV: one step of Adam for A.
 
         Once an epoch the paths are measured too, with exact derivatives: on networks
         with kinks a finite difference tells nothing of the shortest ones.
+
+        Returns:
+            ∇_G L_G before the step; empty where G doesn't learn.
         """
         lr: float = self.optimiser.param_groups[0]["lr"]
         moves = self.moves_generator
@@ -219,12 +245,21 @@ class NeedsAware(Supervised):
                 self.norms = path_norms(exact.hypergradient(look, *rates), self.norms)
                 self.measuring = False
             estimate = self.levels.hypergradient(look, *rates, paths=False)
-        total = self.levels.total(estimate)
-        for name, value in self.model.head.named_parameters():
-            value.grad = total[name]
+        self.step_of_part(estimate, estimate.outer_loss)
+        return estimate.gradients.get("G", {})
+
+    def step_of_part(self, by_copies: Mapping[str, Tensor], value: Tensor) -> None:
+        """One step of Adam for A.
+
+        Args:
+            by_copies: DA by copies of A.
+            value: the validation loss.
+        """
+        total = self.levels.total(by_copies)
+        for name, parameter in self.place.part(self.model).named_parameters():
+            parameter.grad = total[name]
         self.meta_optimiser.step()
-        self.outer_value = estimate.outer_loss
-        return estimate
+        self.outer_value = value
 
     def step(self, batch: Batch) -> Mapping[str, Tensor]:
         """Algorithm 1: A by the four levels, then each of the others."""
@@ -234,17 +269,21 @@ class NeedsAware(Supervised):
         if self.moves_generator:
             real, latents = self.gan.next_real()
             fake = (latents, real.labels)
-        if self.steps_done % self.interval == 0:
+        if self.moving and self.steps_done % self.interval == 0:
             needs, clean = self.held_out.next_needs(), self.held_out.next_learned()
-            estimate = self.improve_head(Look(batch, drawn, fake, needs, clean))
+            slopes = self.improve_head(Look(batch, drawn, fake, needs, clean))
             if fake is not None:
-                self.gan.improve_generator(estimate.gradients["G"])
+                self.gan.improve_generator(slopes)
         if fake is not None:
-            self.gan.improve_discriminator(real, latents)
+            self.improve_judge(real, latents)
         self.steps_done += 1
         logged = self.improve_encoders(batch, drawn)
         norms = {f"path_{name}": norm for name, norm in self.norms.items()}
         return {**logged, "outer_loss": self.outer_value, **norms}
+
+    def improve_judge(self, real: Batch, latents: Tensor) -> None:
+        """Stage II: one step of Adam for H."""
+        self.gan.improve_discriminator(real, latents)
 
     def improve_encoders(
         self, batch: Batch, drawn: Drawn | None
@@ -255,32 +294,54 @@ class NeedsAware(Supervised):
         found = self.model.features(batch.images)
         scores = self.model.head(found)
         fit = losses.cross_entropy(scores, batch.labels)
-        if self.tied:
-            probed = neck(self.first)(found)
-        else:
-            probed = self.first.features(batch.images)
-        total = fit + losses.cross_entropy(self.first.head(probed), batch.labels)
-        made = torch.zeros_like(fit) if drawn is None else self.made_loss(drawn)
-        descend(total + self.strength * made, self.optimiser)
+        first = self.first_features(found) if self.tied else None
+        if first is None:
+            first = self.first.features(batch.images)
+        total = fit + losses.cross_entropy(self.first.head(first), batch.labels)
+        made = torch.zeros_like(fit)
+        if drawn is not None:
+            invented = self.invented(drawn.portion)
+            made = self.made_loss(drawn, invented)
+            total = total + self.judged_loss(found, batch, drawn, invented)
+        descend(total + self.strength * made, *self.movers())
         return {
             "loss": fit.detach(),
             "accuracy": accuracy(scores, batch.labels),
             "synthetic_loss": made.detach(),
         }
 
-    def made_loss(self, drawn: Drawn) -> Tensor:
-        """L_a of images of G as it is, with the shares that the epoch began with."""
-        portion = drawn.portion
+    def first_features(self, found: Tensor) -> Tensor:
+        """Features of a tied W1 from those of W2, (B, D)."""
+        after: Tensor = neck(self.first)(found)
+        return after
+
+    def invented(self, portion: Portion) -> Tensor:
+        """Features under W2 of images of G as it is, (B, D)."""
         with torch.no_grad():
             images = self.generator.sample(portion.latents, portion.labels)
+        with unrecorded(self.model):
+            return self.model.features(self.normalisation.from_unit(images))
+
+    def made_loss(self, drawn: Drawn, found: Tensor) -> Tensor:
+        """L_a of generated images, with the shares that the epoch began with."""
+        portion = drawn.portion
+        with torch.no_grad():
             counted = weights(
                 self.weighting, drawn.shares, drawn.shares, portion, drawn.temperature
             )
             self.weight_mass.index_add_(0, portion.labels, counted)
-        with unrecorded(self.model):
-            found = self.model.features(self.normalisation.from_unit(images))
-        head = dict(self.model.head.named_parameters())
-        return self.levels.synthetic_loss(found, head, drawn.shares, drawn)
+        params = dict(self.model.named_parameters())
+        return self.levels.synthetic_loss(found, params, drawn.shares, drawn)
+
+    def judged_loss(
+        self, found: Tensor, batch: Batch, drawn: Drawn, invented: Tensor
+    ) -> Tensor:
+        """What else moves the encoder of W2: nothing, H has one of its own."""
+        return torch.zeros_like(found[0, 0])
+
+    def movers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """What takes a step on the losses of W1 and W2."""
+        return (self.optimiser,)
 
     def allocation_summary(self) -> dict[str, Any]:
         """What the budget went to, by class; empty where nothing is generated."""

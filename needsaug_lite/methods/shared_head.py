@@ -1,9 +1,10 @@
-"""Two classifiers with one head, which held-out images train."""
+"""Two classifiers that share a part, A, which held-out images train."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -30,6 +31,41 @@ NEEDS_PER_CLASS = 5
 SMALLEST_NEED = 1e-8
 
 Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What of a classifier is A; the rest of its parameters is W.
+
+    Attributes:
+        prefix: name of the module whose parameters A is.
+        own_moments: held-out images are normalised by their own moments in batch norm,
+            as in training; False: by the running ones, as in evaluation.
+    """
+
+    prefix: str
+    own_moments: bool = False
+
+    def part(self, model: Classifier) -> nn.Module:
+        """The module that A is the parameters of."""
+        return model.get_submodule(self.prefix)
+
+    def weights(self, model: Classifier) -> dict[str, Tensor]:
+        """W by the names of the classifier."""
+        start = f"{self.prefix}."
+        named = model.named_parameters()
+        return {name: value for name, value in named if not name.startswith(start)}
+
+    def whole(self, weights: Params, part: Params) -> dict[str, Tensor]:
+        """W and a copy of A, both by the names of the classifier."""
+        added = {f"{self.prefix}.{name}": value for name, value in part.items()}
+        return {**weights, **added}
+
+
+# "The shared weight parameters of the last two layers", needs_aware Sec. 4.1.
+HEAD = Place("head")
+# "The shared learnable architecture", Sec. 4.2; moments as in DARTS.
+ARCHITECTURE = Place("backbone.architecture", own_moments=True)
 
 
 def first_classifier(model: Classifier, *, tied: bool) -> Classifier:
@@ -95,18 +131,26 @@ def features(model: Classifier, params: Params, images: Tensor) -> Tensor:
         return features_with(model, params, images)
 
 
-def logits(model: Classifier, head: Params, found: Tensor) -> Tensor:
-    """Logits (B, C) of features under a given A."""
-    scores: Tensor = functional_call(model.head, dict(head), (found,))
+def logits(model: Classifier, params: Params, found: Tensor) -> Tensor:
+    """Logits (B, C) of features under given weights of the head."""
+    start = "head."
+    chosen = {
+        name.removeprefix(start): value
+        for name, value in params.items()
+        if name.startswith(start)
+    }
+    scores: Tensor = functional_call(model.head, chosen, (found,))
     return scores
 
 
 def held_out_logits(
-    model: Classifier, params: Params, head: Params, images: Tensor
+    model: Classifier, params: Params, images: Tensor, *, own_moments: bool
 ) -> Tensor:
-    """Logits (B, C) of held-out images, batch norm as in evaluation."""
+    """Logits (B, C) of held-out images; see `Place` for batch norm."""
+    if own_moments:
+        return logits(model, params, features(model, params, images))
     model.eval()
-    return logits(model, head, features_with(model, params, images))
+    return logits(model, params, features_with(model, params, images))
 
 
 def decay(params: Params, weight: float) -> Tensor:

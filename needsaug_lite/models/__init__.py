@@ -1,6 +1,7 @@
 """Networks."""
 
 from needsaug_lite.models.batch_statistics import unrecorded as unrecorded
+from needsaug_lite.models.cell_network import CellNetwork as CellNetwork
 from needsaug_lite.models.classifiers import BACKBONES as BACKBONES
 from needsaug_lite.models.classifiers import Classifier as Classifier
 from needsaug_lite.models.classifiers import build as build
@@ -22,7 +23,13 @@ from needsaug_lite.models.finder import FinderKind as FinderKind
 from needsaug_lite.models.generators import Adapted as Adapted
 from needsaug_lite.models.generators import Generator as Generator
 from needsaug_lite.models.generators import stylegan2 as stylegan2
+from needsaug_lite.models.genotype import Genotype as Genotype
+from needsaug_lite.models.genotype import discretise as discretise
+from needsaug_lite.models.genotype import random_genotype as random_genotype
 from needsaug_lite.models.heads import CosineHead as CosineHead
 from needsaug_lite.models.heads import make_head as make_head
 from needsaug_lite.models.heads import two_layers as two_layers
 from needsaug_lite.models.perturbation import PerturbationNetwork as PerturbationNetwork
+from needsaug_lite.models.search_cell import Architecture as Architecture
+from needsaug_lite.models.search_cell import Space as Space
+from needsaug_lite.models.search_cell import Supernet as Supernet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
@@ -169,10 +170,50 @@ class BigGANGenerator(Generator):
         return (self.symmetric(latents, labels) + 1) / 2
 
 
-class ProjectionDiscriminator(nn.Module):
+class Projecting(nn.Module, ABC):
     """How real an image looks for its label, by the projection on its class.
 
     D(x, y) = wᵀh(x) + b + v_yᵀh(x)
+
+    A subclass says what h is, and calls `add_scores` after making its layers.
+
+    Attributes:
+        feature_dim: D.
+        projection: v, weight of shape (C, D), as that of a classifier's last layer.
+
+    Source: Miyato and Koyama 2018, Sec. 3; used by needs_aware (errata N16).
+    """
+
+    def add_scores(self, feature_dim: int, num_classes: int) -> None:
+        """Draw w, b and v, of spectral norm 1.
+
+        Args:
+            feature_dim: D.
+            num_classes: C.
+        """
+        self.feature_dim = feature_dim
+        self.head = _linear(feature_dim, 1)
+        embedding = nn.Embedding(num_classes, feature_dim)
+        nn.init.orthogonal_(embedding.weight)
+        self.projection = spectral_norm(embedding)
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """h, shape (B, D), of images in [-1, 1] (B, channels, H, W)."""
+
+    def scores(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Scores (B,) from h."""
+        projections = (self.projection(labels) * features).sum(1)
+        scores: Tensor = self.head(features).squeeze(1) + projections
+        return scores
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Scores (B,), higher for an image that looks real for its label."""
+        return self.scores(self.features(images), labels)
+
+
+class ProjectionDiscriminator(Projecting):
+    """A projection discriminator with residual blocks.
 
     Args:
         image_shape: channels, height and width.
@@ -181,9 +222,8 @@ class ProjectionDiscriminator(nn.Module):
 
     Attributes:
         feature_dim: D, equal to `width`.
-        projection: v, weight of shape (C, D), as that of a classifier's last layer.
 
-    Source: Miyato and Koyama 2018, Sec. 3; used by needs_aware (errata N16).
+    Source: Miyato and Koyama 2018; Brock et al. 2019, Fig. 15c.
     """
 
     def __init__(
@@ -196,20 +236,9 @@ class ProjectionDiscriminator(nn.Module):
         blocks += [DownBlock(*pair, halve=True) for pair in pairwise(widths[1:])]
         blocks.append(DownBlock(widths[-1], widths[-1], halve=False))
         self.blocks = nn.Sequential(*blocks)
-        self.feature_dim = widths[-1]
-        self.head = _linear(self.feature_dim, 1)
-        embedding = nn.Embedding(num_classes, self.feature_dim)
-        nn.init.orthogonal_(embedding.weight)
-        self.projection = spectral_norm(embedding)
+        self.add_scores(widths[-1], num_classes)
 
     def features(self, images: Tensor) -> Tensor:
         """h: sums over all places, (B, D), of images in [-1, 1] (B, channels, H, W)."""
         maps: Tensor = relu(self.blocks(images))
         return maps.sum((2, 3))
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Scores (B,), higher for an image that looks real for its label."""
-        features = self.features(images)
-        projections = (self.projection(labels) * features).sum(1)
-        scores: Tensor = self.head(features).squeeze(1) + projections
-        return scores

@@ -12,7 +12,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from needsaug_lite.errors import UserError
+from needsaug_lite.models.cell_operations import OPERATIONS, check_side
 from needsaug_lite.models.heads import make_head
+from needsaug_lite.models.search_cell import Architecture, Space, Supernet
 
 TORCHVISION = {
     "resnet18": "resnet18",
@@ -20,7 +22,7 @@ TORCHVISION = {
     "resnet50": "resnet50",
     "resnext50": "resnext50_32x4d",
 }
-BACKBONES = ("convnet", "resnet32", *TORCHVISION, "linear")
+BACKBONES = ("convnet", "resnet32", *TORCHVISION, "linear", "supernet")
 
 
 class Classifier(nn.Module):
@@ -153,20 +155,30 @@ def build(
     feature_dim: int = 64,
     head: str = "linear",
     weights: Path | None = None,
+    cells: int = 8,
+    nodes: int = 4,
+    operations: tuple[str, ...] = OPERATIONS,
+    partial: int = 4,
+    halvings: int = 0,
+    edge_normalised: bool = True,
 ) -> Classifier:
     """A classifier for images of one shape, drawn from torch's global generator.
 
     Args:
         backbone: convnet; resnet32, resnet18, resnet50, resnext50; resnet18_32, whose
-            first layer keeps images of 32 pixels at their size; or linear: nothing but
-            the numbers of the image in one row (D = channels * height * width), so
-            that the head is the whole model; for features, which are 1 x 1 "images".
+            first layer keeps images of 32 pixels at their size; supernet, in which an
+            architecture is searched; or linear: nothing but the numbers of the image
+            in one row (D = channels * height * width), so that the head is the whole
+            model; for features, which are 1 x 1 "images".
         image_shape: channels, height, width.
         num_classes: C.
-        width: of the convnet.
+        width: of the convnet, or of the first cells of the supernet.
         feature_dim: of resnet32.
         head: linear, cosine or two_layers.
         weights: file with a state dict for the backbone, from the user's disk.
+        cells, partial, halvings: of the supernet; see `Supernet`.
+        nodes, operations: of its cells; see `Space`.
+        edge_normalised: its edges have weights too; see `Architecture`.
 
     Raises:
         UserError: for an unknown name, an image that the network can't take, or
@@ -185,6 +197,18 @@ def build(
         body = resnet32(channels, feature_dim)
     elif backbone == "linear":
         body, feature_dim = nn.Flatten(), channels * height * breadth
+    elif backbone == "supernet":
+        architecture = Architecture(Space(nodes, operations), edge_normalised)
+        body = Supernet(
+            channels,
+            architecture,
+            width=width,
+            cells=cells,
+            partial=partial,
+            halvings=halvings,
+        )
+        check_side(image_shape, cells, halvings)
+        feature_dim = body.feature_dim
     elif backbone in TORCHVISION:
         if channels != 3:
             raise UserError(

@@ -10,6 +10,7 @@ from needsaug_lite.training.stages import Budgeting as Budgeting
 from needsaug_lite.training.stages import LossDesigning as LossDesigning
 from needsaug_lite.training.stages import Method as Method
 from needsaug_lite.training.stages import Perturbing as Perturbing
+from needsaug_lite.training.stages import Searching as Searching
 from needsaug_lite.training.stages import SharedStart as SharedStart
 from needsaug_lite.training.stages import Stage as Stage
 from needsaug_lite.training.stages import Suspicious as Suspicious

@@ -113,6 +113,20 @@ class TwoClassifiers(Protocol):
 
 
 @runtime_checkable
+class Searching(Protocol):
+    """A method that looks for an architecture, and then trains it from scratch.
+
+    Afterwards `model` is the network that it found.
+    """
+
+    def architecture_summary(self) -> dict[str, Any]:
+        """What was found, as numbers, texts, lists and names with values.
+
+        Such as the operations of each cell and the parameters of the network.
+        """
+
+
+@runtime_checkable
 class SharedStart(Protocol):
     """A method whose first stage is the same in other methods too.
 

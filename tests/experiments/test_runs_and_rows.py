@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.groups import NEED_GROUPS
-from helpers.quick import quick_generator
+from helpers.quick import quick_generator, quick_search
 
 from needsaug_lite import data, metrics, training
 from needsaug_lite.errors import UserError
@@ -47,7 +47,7 @@ def test_every_method_runs(method: str) -> None:
         images |= {"attribute_imbalance": 3, "attributes": 2}
     # Methods of two phases need an epoch for each.
     values = {**SMALL, "data": images, "method": method, "epochs": 2}
-    values |= quick_generator(method)
+    values |= quick_generator(method) | quick_search(method, SMALL["model"])
     record = run(Spec.checked(values))
     assert record.history[0]["loss"] > 0
     assert 0 <= record.metrics["balanced_accuracy"] <= 1
@@ -184,6 +184,7 @@ NOISY = {"name": "digits", "imbalance": 20, "meta_per_class": 2, "noise": 0.4}
 
 def noisy(method: str) -> Spec:
     values = {**SMALL, "data": NOISY, "method": method}
+    values |= quick_search(method, SMALL["model"])
     return Spec.checked(values | quick_generator(method))
 
 

@@ -17,3 +17,15 @@ def quick_generator(method: str) -> dict[str, Any]:
     if not any(getattr(chosen, name, False) for name in wanted):
         return {}
     return {"generator": {"steps": 100, "hyperparameters": {"width": 8}}}
+
+
+def quick_search(method: str, model: dict[str, Any]) -> dict[str, Any]:
+    """A small network to search in, for specs of methods that search one.
+
+    Args:
+        method: its name.
+        model: the network of the other methods, whose width is kept.
+    """
+    if not getattr(registry.entry(method).load(), "searches", False):
+        return {}
+    return {"model": {**model, "cells": 3, "nodes": 1}}

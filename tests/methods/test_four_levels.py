@@ -66,6 +66,11 @@ class ToyGAN:
         drawn = latents @ params["g"] + params["e"][labels]
         return drawn.sigmoid().view(-1, 1, 2, 2)
 
+    def loss_at(
+        self, params: Params, part: Params, latents: Tensor, labels: Tensor
+    ) -> Tensor:
+        return self.generator_loss(params, part["weight"], latents, labels)
+
     def generator_loss(
         self, params: Params, class_vectors: Tensor, latents: Tensor, labels: Tensor
     ) -> Tensor:

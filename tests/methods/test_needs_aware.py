@@ -499,7 +499,7 @@ def test_the_losses_of_a_step_never_wait_for_the_device() -> None:
     with NoWaiting():
         for loss in ("first_loss", "generator_loss", "second_loss", "outer_loss"):
             getattr(levels, loss)(given, h, look)
-        method.made_loss(look.drawn)
+        method.made_loss(look.drawn, method.invented(look.drawn.portion))
 
 
 # --- needs and budget -------------------------------------------------------------
