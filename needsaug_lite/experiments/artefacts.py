@@ -20,9 +20,11 @@ from needsaug_lite.experiments.spec import Spec
 from needsaug_lite.experiments.supernets import OPTIONS
 from needsaug_lite.files import atomic_path
 from needsaug_lite.metrics import Predictions
-from needsaug_lite.models import Classifier
+from needsaug_lite.models import CellNetwork, Classifier, Genotype
 
 _FORMAT = 1
+# In a file: the network is made of cells that were found.
+_CELLS, _SECOND_HEAD = "cells", "backbone.auxiliary."
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,11 @@ class SavedClassifier:
 
 
 def check_savable(spec: Spec) -> None:
-    """Refuse to save a classifier that can't be built again or can't read images.
+    """Refuse to save a classifier that can't read images.
 
     Raises:
-        UserError: if its network was searched for, or trained on frozen features.
+        UserError: if it was trained on frozen features.
     """
-    if getattr(entry(spec.method).load(), "searches", False):
-        raise UserError(
-            f"a network that {spec.method} found is in no list of backbones, from "
-            "which a saved classifier is built again; leave out --save-model. Its "
-            "architecture is in the row"
-        )
     if spec.features is not None:
         raise UserError(
             "a classifier of frozen features can't predict image files, because the "
@@ -61,14 +57,22 @@ def save_classifier(file: Path, spec: Spec, ready: Prepared) -> None:
         UserError: see `check_savable`.
     """
     check_savable(spec)
+    trained = ready.method.model
+    weights = trained.state_dict()
+    network = spec.model.model_dump(mode="json", exclude={"weights", *OPTIONS})
+    found = getattr(trained, "backbone", None)
+    if isinstance(found, CellNetwork):
+        network = {"backbone": _CELLS, **found.settings}
+        # The second head served the training alone.
+        weights = {n: w for n, w in weights.items() if not n.startswith(_SECOND_HEAD)}
     content = {
         "format": _FORMAT,
         "method": spec.method,
-        "network": spec.model.model_dump(mode="json", exclude={"weights", *OPTIONS}),
+        "network": network,
         "image_shape": list(ready.splits.image_shape),
         "class_names": list(ready.splits.class_names),
         "normalisation": asdict(ready.normalisation),
-        "weights": ready.method.model.state_dict(),
+        "weights": weights,
     }
     with atomic_path(file) as temporary:
         torch.save(content, temporary)
@@ -88,10 +92,13 @@ def load_classifier(file: Path, device: str = "cpu") -> SavedClassifier:
         )
         shape, names = tuple(content["image_shape"]), tuple(content["class_names"])
         network = dict(content["network"])
-        head = entry(content["method"]).load().head
-        model = models.build(
-            network.pop("backbone"), shape, len(names), head=head, **network
-        )
+        kind = network.pop("backbone")
+        if kind == _CELLS:
+            cells = Genotype.from_lists(network.pop("genotype"))
+            model = models.build_from_cells(cells, shape, len(names), **network)
+        else:
+            head = entry(content["method"]).load().head
+            model = models.build(kind, shape, len(names), head=head, **network)
         model.load_state_dict(content["weights"])
         moments = {key: tuple(v) for key, v in content["normalisation"].items()}
     except Exception as error:  # torch raises several unrelated types here

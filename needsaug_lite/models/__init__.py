@@ -5,6 +5,7 @@ from needsaug_lite.models.cell_network import CellNetwork as CellNetwork
 from needsaug_lite.models.classifiers import BACKBONES as BACKBONES
 from needsaug_lite.models.classifiers import Classifier as Classifier
 from needsaug_lite.models.classifiers import build as build
+from needsaug_lite.models.classifiers import build_from_cells as build_from_cells
 from needsaug_lite.models.classifiers import features_with as features_with
 from needsaug_lite.models.classifiers import load_weights as load_weights
 from needsaug_lite.models.feature_gan import (

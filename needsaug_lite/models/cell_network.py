@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ class CellNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(width, cells, halvings)
-        self.genotype, self.halvings = genotype, halvings
+        self.genotype, self.width, self.halvings = genotype, width, halvings
         self.drop_probability = 0.0
         self.stem = stem(channels, 3 * width, halvings)
         halving = reductions(cells)
@@ -160,6 +161,16 @@ class CellNetwork(nn.Module):
             if classes is None
             else auxiliary_head(outputs[2 + self.middle], classes)
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was built from, but for the images and classes, for a file."""
+        return {
+            "genotype": self.genotype.as_lists(),
+            "width": self.width,
+            "cells": len(self.cells),
+            "halvings": self.halvings,
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of images (B, channels, H, W).

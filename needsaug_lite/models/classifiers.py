@@ -12,7 +12,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from needsaug_lite.errors import UserError
+from needsaug_lite.models.cell_network import CellNetwork
 from needsaug_lite.models.cell_operations import OPERATIONS, check_side
+from needsaug_lite.models.genotype import Genotype
 from needsaug_lite.models.heads import make_head
 from needsaug_lite.models.search_cell import Architecture, Space, Supernet
 
@@ -222,6 +224,37 @@ def build(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def build_from_cells(
+    genotype: Genotype,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int,
+    cells: int,
+    halvings: int = 0,
+    auxiliary: bool = False,
+) -> Classifier:
+    """A classifier of found cells, drawn from torch's global generator.
+
+    Args:
+        genotype: the cells.
+        image_shape: channels, height, width.
+        num_classes: C.
+        width, cells, halvings: see `CellNetwork`.
+        auxiliary: build the second head that it is trained with.
+    """
+    body = CellNetwork(
+        image_shape[0],
+        genotype,
+        width=width,
+        cells=cells,
+        halvings=halvings,
+        classes=num_classes if auxiliary else None,
+    )
+    head = make_head("linear", body.feature_dim, num_classes)
+    return Classifier(body, body.feature_dim, head)
 
 
 def load_weights(model: Classifier, file: Path) -> None:

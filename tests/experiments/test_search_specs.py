@@ -235,9 +235,23 @@ def test_a_search_goes_on_where_it_was_interrupted(tmp_path: Path, last: int) ->
     assert again["ece"] == whole["ece"]
 
 
-def test_a_found_network_is_not_saved_for_predictions() -> None:
-    with pytest.raises(UserError, match="leave out --save-model"):
-        artefacts.check_savable(Spec.checked(SMALL))
+@pytest.mark.parametrize("auxiliary", [0.0, 0.4])
+def test_a_found_network_is_saved_and_predicts_the_same(
+    auxiliary: float, tmp_path: Path
+) -> None:
+    settings = {"evaluation": {"auxiliary": auxiliary, "channels": 4}}
+    method = "random_architecture"
+    data = {"imbalance": 20, "meta_per_class": 5}
+    changed = {"method": method, "hyperparameters": settings, "data": data}
+    spec = Spec.checked({**SMALL, **changed})
+    ready = prepare(spec)
+    training.fit(ready.method, 1, progress=False)
+    artefacts.save_classifier(tmp_path / "model.pt", spec, ready)
+    saved = artefacts.load_classifier(tmp_path / "model.pt")
+    images = torch.rand(3, *ready.splits.image_shape)
+    with torch.no_grad():
+        expected = ready.method.model.eval()(images)
+        assert torch.equal(saved.model.eval()(images), expected)
 
 
 def test_seeds_draw_the_same_supernet() -> None:

@@ -16,8 +16,7 @@ from needsaug_lite.data import Batch, Batches, Normalisation, Splits
 from needsaug_lite.data.batches import Augmentation
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
-from needsaug_lite.models import Classifier, make_head
-from needsaug_lite.models.cell_network import CellNetwork
+from needsaug_lite.models import Classifier, build_from_cells
 from needsaug_lite.models.genotype import Genotype, discretise
 from needsaug_lite.models.search_cell import KINDS, Architecture, Supernet
 from needsaug_lite.training import Optimisation, Stage
@@ -182,7 +181,7 @@ class ArchitectureSearch(Supervised, ABC):
         self.search, self.evaluation = search, evaluation
         self.interval, self.halved = interval, halved
         self.supernet: Supernet = model.backbone
-        self.image_channels, self.classes = splits.image_shape[0], splits.num_classes
+        self.image_shape = splits.image_shape
         self.genotype: Genotype | None = None
         weights = Optimisation(
             lr=search.lr or self.optimisation.lr,
@@ -258,17 +257,16 @@ class ArchitectureSearch(Supervised, ABC):
 
     def network(self, genotype: Genotype, settings: EvaluationSettings) -> Classifier:
         """A network of the cells, drawn from torch's global generator."""
-        body = CellNetwork(
-            self.image_channels,
+        made = build_from_cells(
             genotype,
+            self.image_shape,
+            len(self.counts),
             width=settings.channels or self.supernet.width,
             cells=settings.cells or self.supernet.size,
             halvings=self.supernet.halvings,
-            classes=self.classes if settings.auxiliary else None,
+            auxiliary=settings.auxiliary > 0,
         )
-        head = make_head("linear", body.feature_dim, self.classes)
-        place = next(self.supernet.parameters()).device
-        return Classifier(body, body.feature_dim, head).to(place)
+        return made.to(next(self.supernet.parameters()).device)
 
     def begin_epoch(self, epoch: int) -> Mapping[str, float]:
         """Set learning rate and drop path of an epoch of the evaluation."""
