@@ -152,7 +152,8 @@ class ContinuedGAN:
         given = {f"generator.{name}": value for name, value in params.items()}
         given |= {f"discriminator.{name}": value for name, value in judge.items()}
         _judge(self.gan.discriminator)
-        found: Tensor = functional_call(self._objective, given, (latents, labels))
+        with unrecorded(self.gan.discriminator):
+            found: Tensor = functional_call(self._objective, given, (latents, labels))
         return found
 
     def improve_generator(self, gradients: Params) -> None:

@@ -221,8 +221,9 @@ class FourLevels:
         Source: the first-order approximation of DARTS.
         """
         both = {"W1": self.first, "W2": self.model}
+        # Detached: tied, a tensor of both levels would count as one given twice.
         flat = {
-            f"{level}.{name}": value
+            f"{level}.{name}": value.detach()
             for level, network in both.items()
             for name, value in self.place.weights(network).items()
         }

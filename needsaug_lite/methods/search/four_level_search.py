@@ -121,8 +121,9 @@ class ArchitectureNeeds(NeedsAware):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HypergradientWarning)
             estimate = self.levels.partial(look)
+        slopes = self.generator_slopes(look)
         self.step_of_part(estimate, estimate.outer_loss)
-        return self.generator_slopes(look)
+        return slopes
 
     def generator_slopes(self, look: Look) -> Mapping[str, Tensor]:
         """∇_G L_G, by the names of G's weights; empty where G doesn't learn."""
@@ -143,14 +144,20 @@ class ArchitectureNeeds(NeedsAware):
         self, found: Tensor, batch: Batch, drawn: Drawn, invented: Tensor
     ) -> Tensor:
         """L_H of a tied discriminator; zero for one that has its own network."""
-        if not self.judged:
+        if not self.judged or not self.moves_generator:
             return super().judged_loss(found, batch, drawn, invented)
         judge = cast(CellGAN, self.gan).judge
+        judge.train()  # its spectral norm follows its weights
         labels = drawn.portion.labels
-        counted = (self.class_prior / drawn.shares)[labels]
-        real = relu(1 - judge.scores(found, batch.labels)).mean()
-        fake = counted * relu(1 + judge.scores(invented, labels))
-        return real + fake.mean()
+        shares = drawn.shares
+        if self.weighting == "enumerate":  # spread evenly, whatever p is
+            shares = torch.full_like(shares, 1 / len(shares))
+        counted = (self.class_prior / shares)[labels]
+        scores = judge.scores(
+            torch.cat([found, invented]), torch.cat([batch.labels, labels])
+        )
+        real, fake = scores.tensor_split([len(found)])
+        return relu(1 - real).mean() + (counted * relu(1 + fake)).mean()
 
     def movers(self) -> tuple[torch.optim.Optimizer, ...]:
         """SGD for the networks, and Adam for the scores of a tied H."""

@@ -110,6 +110,8 @@ class RandomArchitecture(ArchitectureSearch):
         best = 0
         if self.accuracies:
             best = max(range(len(self.candidates)), key=lambda n: self.accuracies[n])
+            # A run that goes on from here knows the supernet alone.
+            self.trial.begin(self.model, self.search.clip)
         self.evaluate_cells(self.candidates[best])
 
     def architecture_summary(self) -> dict[str, Any]:
