@@ -44,13 +44,13 @@ def needs_tables(records: Sequence[Record]) -> str:
         records: rows of any experiments; those of others are left out.
     """
     parts = [
-        _folded(title, _sections(rows))
+        folded(title, _sections(rows))
         for name in EXPERIMENTS
         for title, rows in _by_imbalance(name, _of(records, name))
     ]
     kinds = _of(records, GENERATORS)
     found = markdown(comparisons.summary(kinds)) if kinds else markdown(pd.DataFrame())
-    parts.append(_folded(f"`{GENERATORS}` (Table 7)", [found]))
+    parts.append(folded(f"`{GENERATORS}` (Table 7)", [found]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,6 +119,7 @@ def _by_imbalance(
         yield f"`{name}`{tail}", chosen
 
 
-def _folded(title: str, parts: Sequence[str]) -> str:
+def folded(title: str, parts: Sequence[str]) -> str:
+    """Markdown behind a title that opens it."""
     body = "\n\n".join(parts)
     return f"````{{dropdown}} {title}\n{body}\n````"

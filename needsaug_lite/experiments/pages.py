@@ -28,6 +28,8 @@ from needsaug_lite.experiments.needs_page import needs_tables
 from needsaug_lite.experiments.paper_tables import paper_results
 from needsaug_lite.experiments.records import Record, load_records
 from needsaug_lite.experiments.search_cost_table import search_cost_table
+from needsaug_lite.experiments.search_page import search_tables
+from needsaug_lite.experiments.search_table import architecture_search_tables
 from needsaug_lite.files import write_text
 
 METRICS = {
@@ -252,6 +254,10 @@ def write_pages(results: Path, out: Path) -> list[Path]:
         "meta_sampling.md": meta_sampling_table(measured / "meta_sampling.json"),
         "needs_aware.md": needs_aware_table(measured / "needs_aware.json"),
         "needs_results.md": needs_tables(records),
+        "architecture_search.md": architecture_search_tables(
+            measured / "architecture_search.json"
+        ),
+        "search_results.md": search_tables(records),
         "feature_mixing.md": feature_mixing_table(measured / "feature_mixing.json"),
     }
     for paper in TITLES:

@@ -14,7 +14,7 @@ from torch import Tensor
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
 from needsaug_lite.hypergrad import HypergradientWarning
-from needsaug_lite.methods.baselines.supervised import Supervised, accuracy
+from needsaug_lite.methods.baselines.supervised import accuracy
 from needsaug_lite.methods.baselines.synthetic_images import check_generator
 from needsaug_lite.methods.budget import (
     Budget,
@@ -25,7 +25,6 @@ from needsaug_lite.methods.budget import (
 )
 from needsaug_lite.methods.continued_gan import ContinuedGAN, class_vectors
 from needsaug_lite.methods.four_levels import (
-    PATHS,
     Drawn,
     FourLevels,
     Look,
@@ -33,6 +32,7 @@ from needsaug_lite.methods.four_levels import (
     path_norms,
 )
 from needsaug_lite.methods.generation.adversarial_frame import Adversarial, descend
+from needsaug_lite.methods.needs_account import NeedsAccount
 from needsaug_lite.methods.shared_head import (
     HEAD,
     HeldOut,
@@ -41,10 +41,10 @@ from needsaug_lite.methods.shared_head import (
     measured_shares,
     neck,
 )
-from needsaug_lite.models import Classifier, Generator, unrecorded
+from needsaug_lite.models import Classifier, unrecorded
 
 
-class NeedsAware(Supervised):
+class NeedsAware(NeedsAccount):
     """Four levels, solved by one step each (Gala and Xie 2024).
 
         I    W1' = W1 - η ∇ L_cls(W1, A, D_tr)                            (Eq. 8)
@@ -183,15 +183,7 @@ class NeedsAware(Supervised):
             self.meta_betas,
             weight_decay=meta_decay,
         )
-        device = splits.train.labels.device
-        self.drawn_from = torch.full(
-            (splits.num_classes,), 1 / splits.num_classes, device=device
-        )
-        self.weight_mass = torch.zeros(splits.num_classes, device=device)
-        self.error_shares = self.drawn_from
-        self.norms = {name: torch.zeros((), device=device) for name in PATHS}
-        self.outer_value = torch.zeros((), device=device)
-        self.steps_done = 0
+        self.open_account(splits)
         self.moving = True  # A and G; False in a warm-up
 
     def first_network(self, model: Classifier) -> Classifier:
@@ -205,11 +197,6 @@ class NeedsAware(Supervised):
         _start_from(gan, self.model)
         place = head_weight(self.model) if shared else None
         return ContinuedGAN(gan, shared=place, **settings)
-
-    @property
-    def generator(self) -> Generator:
-        """G as it is now."""
-        return self.gan.generator
 
     def begin_epoch(self, epoch: int) -> Mapping[str, float]:
         """Measure the needs, and draw the budget of the epoch (Eq. 3)."""
@@ -342,49 +329,6 @@ class NeedsAware(Supervised):
     def movers(self) -> tuple[torch.optim.Optimizer, ...]:
         """What takes a step on the losses of W1 and W2."""
         return (self.optimiser,)
-
-    def allocation_summary(self) -> dict[str, Any]:
-        """What the budget went to, by class; empty where nothing is generated."""
-        if not self.strength:
-            return {}
-        return {
-            "budget": self.budget.images,
-            "images": self.budget.counts.tolist(),
-            "images_last_epoch": self.budget.last_counts.tolist(),
-            "weight_mass": self.weight_mass.tolist(),
-            "shares_by_need": self.drawn_from.tolist(),
-            "shares_by_error": self.error_shares.tolist(),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Classifiers, GAN, their optimisers, and what the budget went to."""
-        return {
-            **super().state_dict(),
-            "first": self.first.state_dict(),
-            "gan": self.gan.state_dict(),
-            "meta_optimiser": self.meta_optimiser.state_dict(),
-            "steps_done": self.steps_done,
-            "counts": self.budget.counts,
-            "last_counts": self.budget.last_counts,
-            "weight_mass": self.weight_mass,
-            "drawn_from": self.drawn_from,
-            "error_shares": self.error_shares,
-            "norms": self.norms,
-            "outer_value": self.outer_value,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put all of it back."""
-        super().load_state_dict(state)
-        self.first.load_state_dict(state["first"])
-        self.gan.load_state_dict(state["gan"])
-        self.meta_optimiser.load_state_dict(state["meta_optimiser"])
-        self.steps_done = state["steps_done"]
-        self.budget.counts = state["counts"].cpu()
-        self.budget.last_counts = state["last_counts"].cpu()
-        self.weight_mass = state["weight_mass"]
-        self.drawn_from, self.error_shares = state["drawn_from"], state["error_shares"]
-        self.norms, self.outer_value = state["norms"], state["outer_value"]
 
 
 def _start_from(gan: Adversarial, model: Classifier) -> None:

@@ -15,7 +15,7 @@ from needsaug_lite.data import Batch, Batches, Normalisation, Splits
 from needsaug_lite.hypergrad import Hypergradient, HypergradientWarning
 from needsaug_lite.methods.baselines.supervised import Supervised
 from needsaug_lite.methods.meta_images import MetaImages
-from needsaug_lite.methods.search.frame import SearchSettings, clipped
+from needsaug_lite.methods.search.settings import SearchSettings, clipped
 from needsaug_lite.methods.shared_head import ARCHITECTURE, decay, features, logits
 
 Params = Mapping[str, Tensor]

@@ -23,10 +23,10 @@ from needsaug_lite.methods.generation.adversarial import BigGAN
 from needsaug_lite.methods.generation.adversarial_frame import Adversarial
 from needsaug_lite.methods.needs_aware import NeedsAware
 from needsaug_lite.methods.search.bilevel import META_BETAS, Radius, Route
-from needsaug_lite.methods.search.frame import (
+from needsaug_lite.methods.search.frame import ArchitectureSearch
+from needsaug_lite.methods.search.settings import (
     EVALUATION,
     SEARCH,
-    ArchitectureSearch,
     EvaluationSettings,
     SearchSettings,
     clipped,

@@ -12,10 +12,10 @@ from needsaug_lite.methods.baselines.cross_entropy import CrossEntropy
 from needsaug_lite.methods.baselines.joint import Joint
 from needsaug_lite.methods.generation.adversarial_frame import Adversarial
 from needsaug_lite.methods.search.bilevel import BilevelSearch, Radius, Route
-from needsaug_lite.methods.search.frame import (
+from needsaug_lite.methods.search.frame import ArchitectureSearch
+from needsaug_lite.methods.search.settings import (
     EVALUATION,
     SEARCH,
-    ArchitectureSearch,
     EvaluationSettings,
     SearchSettings,
 )

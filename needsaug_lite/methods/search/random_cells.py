@@ -12,10 +12,10 @@ from annotated_types import Gt
 from needsaug_lite import metrics
 from needsaug_lite.data import Splits, generator
 from needsaug_lite.methods.baselines.supervised import Supervised
-from needsaug_lite.methods.search.frame import (
+from needsaug_lite.methods.search.frame import ArchitectureSearch
+from needsaug_lite.methods.search.settings import (
     EVALUATION,
     SEARCH,
-    ArchitectureSearch,
     EvaluationSettings,
     SearchSettings,
     clipped,
