@@ -143,6 +143,8 @@ class ContinuedGAN:
 
         Arguments otherwise as for `generator_loss`.
         """
+        if not self.shared:
+            return self.loss_under(params, {}, latents, labels)
         return self.generator_loss(params, part["weight"], latents, labels)
 
     def loss_under(

@@ -33,9 +33,9 @@ from needsaug_lite.methods.search.settings import SEARCH
 TARGET = record.MEASUREMENTS / "architecture_search.json"
 PROBLEMS = [
     # digits_search.yaml: 12 epochs of 15 steps.
-    Problem("digits, 8 x 8 grey, 2 nodes", None, 2, 0, 24, 5, 12 * 15, 3000),
+    Problem("digits, 8 x 8 grey, 2 nodes", None, 2, 0, 24, 3, 12 * 15, 3000),
     # fashion_mnist_search.yaml: 12 epochs of 32 steps.
-    Problem("28 x 28 grey, 4 nodes", (1, 28, 28), 4, 1, 50, 3, 12 * 32, 4000),
+    Problem("28 x 28 grey, 2 nodes", (1, 28, 28), 2, 1, 50, 3, 12 * 32, 4000),
 ]
 
 

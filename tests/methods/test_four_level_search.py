@@ -160,6 +160,26 @@ def test_every_path_is_the_derivative_by_its_place_of_a(
     assert_close(estimate.outer_loss, value.detach(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("route", ["finite_difference", "exact", "first_order"])
+def test_without_a_in_h_the_generator_has_no_path(route: str) -> None:
+    """The other paths stay, and G and H learn all the same."""
+    source = gan(small(), diversity=0.0)
+    searcher, look = scene(route=route, source=source, shared=False)
+    if route != "first_order":
+        estimate = searcher.levels.hypergradient(look, LR, GENERATOR_LR)
+        levels, role = PATHS["G"]
+        assert not flat(by_role(estimate.paths[levels], role)).any()
+        levels, role = PATHS["W2"]
+        assert flat(by_role(estimate.paths[levels], role)).any()
+    slopes = searcher.improve_head(look)
+    expected = torch.autograd.grad(
+        searcher.gan.current_loss(*look.fake), list(searcher.generator.parameters())
+    )
+    found = [slopes[name] for name, _ in searcher.generator.named_parameters()]
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("settings", [{}, TIED])
 def test_the_first_order_route_is_the_direct_path(settings: dict[str, Any]) -> None:
     """And the limit of the whole for small rates."""
