@@ -103,6 +103,29 @@ def test_when_a_wakes(warm_up: float, epochs: int, moving: list[bool]) -> None:
     assert found == moving
 
 
+def test_the_warm_up_is_a_share_of_the_search_and_not_of_the_evaluation() -> None:
+    given = SearchSettings(length=2.0, warm_up=0.5)
+    method = search(PCDARTS, search=given, epochs=2)
+    found = []
+    for epoch in range(4):
+        method.begin_search_epoch(epoch)
+        found.append(method.searcher.moving)
+    assert found == [False, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["pc_darts", "needs_aware", "reduced"])
+def test_adam_for_an_architecture_is_that_of_darts(kind: str) -> None:
+    """Xu et al. 2020: β of 0.5 and 0.999, rate and decay as set, A and nothing else."""
+    method = KINDS[kind]()
+    (group,) = method.searcher.meta_optimiser.param_groups
+    assert group["betas"] == (0.5, 0.999)
+    given = method.search
+    assert (group["lr"], group["weight_decay"]) == (given.meta_lr, given.meta_decay)
+    assert list(map(id, group["params"])) == [
+        id(one) for one in method.architecture.parameters()
+    ]
+
+
 @pytest.mark.parametrize("kind", ["pc_darts", "needs_aware", "reduced"])
 def test_in_the_warm_up_a_and_g_are_at_rest_and_all_others_move(kind: str) -> None:
     method = KINDS[kind]()
