@@ -120,6 +120,6 @@ def _by_imbalance(
 
 
 def folded(title: str, parts: Sequence[str]) -> str:
-    """Markdown behind a title that opens it."""
+    """Markdown behind a title that opens it, which may hold code in backticks."""
     body = "\n\n".join(parts)
-    return f"````{{dropdown}} {title}\n{body}\n````"
+    return f"~~~~{{dropdown}} {title}\n{body}\n~~~~"

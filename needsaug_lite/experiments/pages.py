@@ -158,7 +158,7 @@ def _measured(rows: Sequence[Record]) -> str:
     if rows[0].spec.evaluate_on == "test":
         return markdown(found)
     # Trials, of which there are many.
-    return f"````{{dropdown}} {len(found)} trials\n{markdown(found)}\n````"
+    return f"~~~~{{dropdown}} {len(found)} trials\n{markdown(found)}\n~~~~"
 
 
 def _metrics_of(rows: Sequence[Record]) -> dict[str, str]:
@@ -183,7 +183,7 @@ def paper_tables(paper: str, records: Sequence[Record]) -> str:
         lines = [_paper_line(line, records) for line in numbered]
         body = markdown(pd.DataFrame(lines))
         title = f"{_table_name(str(table))}{data} ({len(lines)} numbers)"
-        parts.append(f"````{{dropdown}} {title}\n{body}\n````")
+        parts.append(f"~~~~{{dropdown}} {title}\n{body}\n~~~~")
     return "\n\n".join(parts) + "\n"
 
 

@@ -55,7 +55,7 @@ def test_trials_are_folded_and_lengths_are_named() -> None:
     ]
     records = [run(spec) for spec in specs]
     trials, results = measured_tables(records[:2]), measured_tables(records[2:])
-    assert "{dropdown} 2 trials" in trials
+    assert "~~~~{dropdown} 2 trials" in trials
     assert "dropdown" not in results
     assert "1 to 2 epochs" in trials
     assert "1 to" not in measured_tables(records[2:3])

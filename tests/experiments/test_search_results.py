@@ -277,7 +277,7 @@ def test_without_rows_every_experiment_is_named() -> None:
     text = search_tables([])
     for name in EXPERIMENTS:
         assert f"{{dropdown}} `{name}`: no row yet" in text
-    assert text.count("````") == 2 * len(EXPERIMENTS)
+    assert text.count("~~~~") == 2 * len(EXPERIMENTS)
     assert "| Needs-aware |  |  | 23.2 |" in text
 
 
