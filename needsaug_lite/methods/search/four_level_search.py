@@ -5,10 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import relu
 
@@ -27,18 +26,17 @@ from needsaug_lite.methods.search.frame import ArchitectureSearch
 from needsaug_lite.methods.search.settings import (
     EVALUATION,
     SEARCH,
+    Count,
     EvaluationSettings,
+    Positive,
     SearchSettings,
+    Weight,
     clipped,
 )
 from needsaug_lite.methods.shared_head import ARCHITECTURE
 from needsaug_lite.models import Classifier, Generator
 from needsaug_lite.models.cell_discriminator import CellDiscriminator
 from needsaug_lite.models.search_cell import Supernet
-
-Weight = Annotated[float, Ge(0)]
-Count = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
 
 
 class ArchitectureNeeds(NeedsAware):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from annotated_types import Ge, Gt
+from typing import Any
 
 from needsaug_lite.data import Splits
 from needsaug_lite.methods.baselines.budgeted import Equal
@@ -16,14 +14,13 @@ from needsaug_lite.methods.search.frame import ArchitectureSearch
 from needsaug_lite.methods.search.settings import (
     EVALUATION,
     SEARCH,
+    Count,
     EvaluationSettings,
+    Positive,
     SearchSettings,
+    Weight,
 )
 from needsaug_lite.models import Classifier, Generator
-
-Weight = Annotated[float, Ge(0)]
-Count = Annotated[int, Gt(0)]
-Positive = Annotated[float, Gt(0)]
 
 
 class PCDARTS(ArchitectureSearch):
