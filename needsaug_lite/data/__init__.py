@@ -24,6 +24,7 @@ from needsaug_lite.data.splits import InMemory as InMemory
 from needsaug_lite.data.splits import Splits as Splits
 from needsaug_lite.data.splits import generator as generator
 from needsaug_lite.data.splits import undivided as undivided
+from needsaug_lite.data.splits import with_meta as with_meta
 from needsaug_lite.data.spurious import coloured_groups as coloured_groups
 from needsaug_lite.data.stratified import StratifiedBatches as StratifiedBatches
 from needsaug_lite.data.stratified import divide as divide

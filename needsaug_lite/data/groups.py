@@ -60,7 +60,7 @@ def check_options(options: Mapping[str, object]) -> None:
     if options.get("colour"):
         _refuse(
             options,
-            _OWN_OF_COLOUR,
+            {name: usual for name, usual in _OWN_OF_COLOUR.items() if name != "kept"},
             "coloured digits have three channels, wrong labels, groups and a val part "
             "of their own",
         )

@@ -250,6 +250,19 @@ def undivided(splits: Splits) -> Splits:
     return replace(splits, train=splits.train.joined(splits.test))
 
 
+def with_meta(splits: Splits) -> Splits:
+    """The meta images as part of the training images; no meta images are left.
+
+    For methods that learn nothing one level up: they have then seen the images that
+    the others learn from.
+    """
+    return replace(
+        splits,
+        train=splits.train.joined(splits.meta),
+        meta=splits.meta.subset(torch.zeros(0, dtype=torch.long)),
+    )
+
+
 def on_device(draws: Tensor, device: torch.device) -> Tensor:
     """Random numbers drawn on the CPU, moved without waiting for the device."""
     if device.type != "cuda":

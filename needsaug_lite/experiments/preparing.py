@@ -92,9 +92,10 @@ def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepa
             handed["generator"] = made.generator
         torch.manual_seed(spec.seed)  # the method draws its own weights from here
     normalisation = data.IMAGENET if spec.model.weights else Normalisation.of(splits)
+    seen = splits.without_true_labels()
     method = method_class(
         model,
-        splits.without_true_labels(),
+        seen if spec.learn_from == "train" else data.with_meta(seen),
         optimisation=spec.optimisation,
         augment=spec.augment,
         normalisation=normalisation,

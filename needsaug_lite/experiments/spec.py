@@ -43,6 +43,9 @@ class Spec(BaseModel):
     which is a remark) and of the version of the method's code; it names the run's
     row. A new option with a default leaves old rows valid, and because a row holds
     every value, a changed default shows as a hash that doesn't fit.
+
+    With `learn_from` "train+meta" the meta images join the training images of a method
+    that has no other use for them, so that it has seen what its rivals see.
     """
 
     model_config = STRICT
@@ -60,6 +63,7 @@ class Spec(BaseModel):
     epochs: PositiveInt = 20
     seed: Seed = 0
     evaluate_on: Literal["test", "val"] = "test"
+    learn_from: Literal["train", "train+meta"] = "train"
     deviations: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -79,6 +83,8 @@ class Spec(BaseModel):
         brings_val = self.data.val_per_class > 0 or self.data.colour or published
         if self.evaluate_on == "val" and not brings_val:
             raise ValueError("to evaluate on val, hold out data.val_per_class images")
+        if self.learn_from == "train+meta" and self.data.meta_per_class == 0:
+            raise ValueError("to learn from train+meta, set data.meta_per_class")
         self._check_features()
         model = with_supernet(self.model, self.method)
         object.__setattr__(self, "model", model)

@@ -30,6 +30,17 @@ def within(successes: int, trials: int, share: float, sigmas: float = 5.0) -> bo
 # --- coloured digits ----------------------------------------------------------
 
 
+def test_a_share_of_coloured_digits_is_a_part_of_them() -> None:
+    whole = data.load("digits", colour=True, meta_per_class=10)
+    share = data.load("digits", colour=True, meta_per_class=10, kept=0.25)
+    for part in ("val", "meta", "test"):
+        assert getattr(share, part).checksum() == getattr(whole, part).checksum()
+    expected = (whole.class_counts * 0.25).round().tolist()
+    assert share.class_counts.tolist() == expected
+    assert share.train.groups is not None
+    assert len(share.train.groups) == len(share.train)
+
+
 @pytest.fixture(scope="module")
 def pair() -> tuple[Splits, Splits]:
     """60,000 grey images, whose three bytes spell their number, and coloured."""

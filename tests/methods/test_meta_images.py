@@ -9,6 +9,7 @@ from helpers.meta_methods import load
 from needsaug_lite import data
 from needsaug_lite.data import Normalisation
 from needsaug_lite.errors import UserError
+from needsaug_lite.experiments import Spec, run
 from needsaug_lite.methods.meta_images import MetaImages
 
 
@@ -82,3 +83,37 @@ def test_without_meta_images_the_remedy_is_named() -> None:
             steps=1,
             purpose="They teach",
         )
+
+
+def test_training_on_both_parts_is_training_on_one_that_holds_both() -> None:
+    """Two routes: images that join the training part, and the baseline that does so."""
+    values = {
+        "data": {"name": "digits", "n_max": 20, "meta_per_class": 5},
+        "epochs": 2,
+    }
+    both = {**values, "method": "cross_entropy", "learn_from": "train+meta"}
+    baseline = {**values, "method": "cross_entropy_with_meta"}
+    one, other = (run(Spec.checked(each)) for each in (both, baseline))
+    assert one.metrics == other.metrics
+    assert one.data_checksum == other.data_checksum
+    alone = run(Spec.checked({**values, "method": "cross_entropy"}))
+    assert alone.metrics != one.metrics
+
+
+def test_meta_images_that_joined_the_training_part_are_used_once() -> None:
+    splits = load()
+    joined = data.with_meta(splits)
+    assert len(joined.meta) == 0
+    assert len(joined.train) == len(splits.train) + len(splits.meta)
+    assert joined.class_counts.equal(
+        splits.class_counts + splits.meta.counts(splits.num_classes)
+    )
+    with pytest.raises(UserError, match="meta_per_class"):
+        MetaImages(
+            joined, 8, Normalisation.of(joined), seed=0, steps=1, purpose="They teach"
+        )
+
+
+def test_no_meta_images_can_join_where_none_are_held_out() -> None:
+    with pytest.raises(UserError, match="to learn from train\\+meta"):
+        Spec.checked({"learn_from": "train+meta"})
