@@ -16,6 +16,7 @@ from needsaug_lite.errors import UserError
 _BASELINES = "needsaug_lite.methods.baselines"
 _AUTOBALANCE = "needsaug_lite.methods.autobalance"
 _FACOG = "needsaug_lite.methods.facog"
+_COMBINED = "needsaug_lite.methods.combined"
 _SOURCES = f"{_BASELINES}.feature_sources"
 _GENERATIVE = f"{_BASELINES}.generative"
 _STRATEGIES = "needsaug_lite.methods.sampling_strategies"
@@ -147,6 +148,18 @@ METHODS: dict[str, Entry] = {
     "gamo_without_d": Entry(f"{_SOURCES}:FeatureGAMO", "GAMO w/o D", {"judged": False}),
     "hybrid_contrastive": Entry(
         f"{_BASELINES}.hybrid_contrastive:HybridContrastive", "Hybrid-SC"
+    ),
+    "facog_autobalance": Entry(
+        f"{_COMBINED}.facog_loss_search:FACoGAutoBalance", "FACoG + AutoBalance"
+    ),
+    "facog_logit_adjustment": Entry(
+        f"{_COMBINED}.facog_loss_search:FACoGLogitAdjustment", "FACoG + LA"
+    ),
+    "facog_needs": Entry(f"{_COMBINED}.needs_draws:FACoGNeeds", "FACoG + needs"),
+    "feature_copy_needs": Entry(
+        f"{_COMBINED}.needs_draws:FixedMixingNeeds",
+        "Copied features + needs",
+        {"kind": "copy"},
     ),
     "gda": Entry(f"{_GENERATIVE}:GDA", "GDA"),
     "gda_multi_head": Entry(f"{_GENERATIVE}:GDAMultiHead", "GDA+MH"),

@@ -1,0 +1,1 @@
+"""Combinations of the papers' methods that no paper tries."""
