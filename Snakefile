@@ -163,7 +163,9 @@ rule book:
         CHAPTER_FILES,
         TABLES,
         sources("*.md", "*.yml", "*.bib", "*.ipynb"),
-        sources("_static/*", "_vendor/*/*"),
+        sources("_static/*", "_vendor/*/*", "_ext/*.py"),
+        # The reference is made from docstrings.
+        [str(path) for path in sorted(PACKAGE.rglob("*.py"))],
         versions="constraints.txt",
     output:
         HTML,

@@ -186,7 +186,15 @@ def enumerated_weights(probabilities: Tensor, labels: Tensor) -> Tensor:
 
 
 def gumbel_noise(shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    """Standard Gumbel draws, -log(-log U) with U uniform, from a CPU generator."""
+    """Standard Gumbel draws, -log(-log U) with U uniform.
+
+    Args:
+        shape: of the result.
+        draw: a CPU generator.
+
+    Returns:
+        The draws, on the CPU.
+    """
     uniform = torch.rand(shape, generator=draw).clamp(min=1e-20)
     return -(-uniform.log()).clamp(min=1e-20).log()
 
@@ -261,7 +269,10 @@ def bootstrap_allocations(
     Args:
         values: per-sample validation loss (or error), shape (N,).
         labels: int64, shape (N,).
+        num_classes: C.
         repeats: R.
+        temperature, floor: see `class_allocation`.
+        draw: a CPU generator; None takes torch's default.
 
     Returns:
         Allocations, shape (R, C).

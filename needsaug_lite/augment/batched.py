@@ -25,6 +25,7 @@ def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
     Args:
         images: shape (B, C, H, W), any type.
         padding: pixels added on every side; offsets are uniform on 0..2*padding.
+        draw: of the offsets, on the CPU.
 
     Returns:
         Shape (B, C, H, W), same type.
@@ -41,7 +42,15 @@ def random_crop(images: Tensor, padding: int, draw: torch.Generator) -> Tensor:
 
 
 def random_flip(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half."""
+    """Mirror each image left to right with probability one half.
+
+    Args:
+        images: shape (B, C, H, W), any type.
+        draw: decides which, on the CPU.
+
+    Returns:
+        Shape (B, C, H, W), same type.
+    """
     coin = torch.rand(len(images), generator=draw) < 0.5
     coin = on_device(coin, images.device).view(-1, 1, 1, 1)
     return torch.where(coin, images.flip(3), images)
@@ -53,6 +62,10 @@ def cutout(images: Tensor, size: int, draw: torch.Generator) -> Tensor:
     Args:
         images: shape (B, C, H, W).
         size: side of the square, pixels; parts outside the image are cut off.
+        draw: of the centres, on the CPU.
+
+    Returns:
+        Shape (B, C, H, W), same type.
     """
     count, _, height, width = images.shape
     centres = on_device(torch.rand(2, count, 1, generator=draw), images.device)

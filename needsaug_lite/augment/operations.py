@@ -224,6 +224,7 @@ def invert(images: Tensor) -> Tensor:
     return 1 - images
 
 
+#: Every operation by name.
 OPERATIONS: dict[str, Operation] = {
     "shear_x": Operation(shear_x, signed=True),
     "shear_y": Operation(shear_y, signed=True),

@@ -69,6 +69,7 @@ class ColourDraws:
         return self.count
 
 
+#: All that is random in one call of `StrongAugmentation`.
 StrongDraws = GreyDraws | ColourDraws
 
 
@@ -229,6 +230,9 @@ def zero_gradient_share(
         images: floats in [0, 1], shape (B, C, H, W).
         draws_count: how many draws to try, at least 1.
         generator: of the draws and of v, on the CPU.
+
+    Returns:
+        The share, between 0 and 1.
 
     Raises:
         UserError: as T, or if there is no draw.

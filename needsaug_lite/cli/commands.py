@@ -44,10 +44,22 @@ def main() -> None:
 def results(
     folder: Annotated[Path, typer.Argument(help="Folder of the rows.")] = RESULTS,
     experiment: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    stale: Annotated[
+        bool,
+        typer.Option(
+            "--stale",
+            help="List the rows that settings, code or data of today don't bear out; "
+            "exit status 1 if there is one.",
+        ),
+    ] = False,
+    root: Root = None,
 ) -> None:
     """Show mean and 95% interval over seeds for every method of every experiment."""
     from needsaug_lite.experiments import comparisons, load_records
 
+    if stale:
+        _list_stale(folder, experiment, root)
+        return
     rows = load_records(folder, experiment)
     if not rows:
         raise UserError(f"no rows below {folder}; `needsaug run` writes one")
@@ -57,6 +69,23 @@ def results(
         profiles = ", ".join(sorted({row.spec.profile for row in group}))
         typer.echo(f"\n{name} ({profiles}; percent, mean ± 95% interval)")
         typer.echo(plain(comparisons.summary(group, columns)))
+
+
+def _list_stale(folder: Path, experiment: str | None, root: Path | None) -> None:
+    from needsaug_lite.data import default_root
+    from needsaug_lite.experiments.records import read_rows
+
+    rows = read_rows(folder, experiment, root=default_root(root))
+    count = len(rows.standing) + len(rows.stale)
+    if not count:
+        raise UserError(f"no rows below {folder}; `needsaug run` writes one")
+    for row in rows.stale:
+        typer.echo(f"{row.file}: {row.reason}")
+    for reason, number in rows.unchecked.items():
+        typer.echo(f"data of {number} rows can't be checked: {reason}")
+    typer.echo(f"{len(rows.stale)} of {count} rows are stale")
+    if rows.stale:
+        raise typer.Exit(1)
 
 
 @app.command()

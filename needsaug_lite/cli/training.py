@@ -22,6 +22,7 @@ from needsaug_lite.cli.options import (
 from needsaug_lite.errors import UserError
 
 if TYPE_CHECKING:
+    from needsaug_lite.data.team import Team
     from needsaug_lite.experiments.spec import Spec
 
 
@@ -71,7 +72,10 @@ def run(
         Path | None, typer.Option(help="Write the trained network, for `predict`.")
     ] = None,
 ) -> None:
-    """Train one method, evaluate it, and write the row."""
+    """Train one method, evaluate it, and write the row.
+
+    Under `torchrun -m needsaug_lite run`, several processes share out every batch.
+    """
     options: list[tuple[str, Any]] = [
         ("method", method),
         ("data.name", data),
@@ -90,62 +94,116 @@ def run(
     checked = _spec(spec, given, setting or [])
     if resume and checkpoint is None:
         raise UserError("--resume needs --checkpoint FILE")
-    check_device(device)
-    from needsaug_lite.experiments import artefacts, records, runner
+    from needsaug_lite import training
+    from needsaug_lite.experiments import artefacts
 
+    own = training.own_device(device)
+    check_device(own)
     if save_model is not None:
         artefacts.check_savable(checked)
-    row = records.row_path(checked, results)
-    if row.exists():
-        runner.checked_row(row, checked, root)
+    files = {
+        "checkpoint": checkpoint,
+        "every": every,
+        "resume": resume,
+        "starts": starts,
+    }
+    with training.launched(own) as team:
+        said = _run(checked, results, root, own, save_model, team, **files)
+        if team.leads:
+            typer.echo(said)
+
+
+def _run(
+    spec: Spec,
+    results: Path,
+    root: Path | None,
+    device: str,
+    save_model: Path | None,
+    team: Team,
+    **files: Any,
+) -> str:
+    """Do what `run` is asked for, as one process of a team; what it has to say."""
+    from needsaug_lite.experiments import artefacts, records, runner
+
+    row = records.row_path(spec, results)
+    exists = row.exists()
+    if team.size > 1:
+        # Their file systems may disagree for a while.
+        exists = bool(team.everyone(exists, device)[0])
+    if exists:
+        runner.checked_row(row, spec, root)
         if save_model is None:
-            typer.echo(f"{row} exists; nothing to do")
-            return
-    for target in (checkpoint, save_model):
+            return f"{row} exists; nothing to do"
+    for target in (files["checkpoint"], save_model):
         if target is not None and target.is_dir():
             raise UserError(f"{target} is a folder; give the name of a file")
-    ready = runner.prepare(checked, root, device)
-    record = runner.run(
-        checked,
-        results=results,
-        device=device,
-        checkpoint=checkpoint,
-        every=every,
-        resume=resume,
-        starts=starts,
-        prepared=ready,
-    )
-    if save_model is not None:
-        artefacts.save_classifier(save_model, checked, ready)
+    ready = runner.prepare(spec, root, device, team)
+    record = runner.run(spec, results=results, device=device, prepared=ready, **files)
+    if save_model is not None and team.leads:
+        artefacts.save_classifier(save_model, spec, ready)
     scores = record.metrics
-    typer.echo(
-        f"{checked.method}: balanced accuracy {scores['balanced_accuracy']:.1%}, "
-        f"top-1 {scores['top1']:.1%} on {checked.evaluate_on}\n{row}"
+    return (
+        f"{spec.method}: balanced accuracy {scores['balanced_accuracy']:.1%}, "
+        f"top-1 {scores['top1']:.1%} on {spec.evaluate_on}\n{row}"
     )
 
 
 def grid(
     file: Annotated[Path, typer.Argument(help="Grid file (YAML).")],
+    snakemake: Annotated[
+        list[str] | None,
+        typer.Argument(help="Further arguments for Snakemake, after `--`."),
+    ] = None,
     results: Results = RESULTS,
     root: Root = None,
     device: Device = "cpu",
-    cores: Annotated[int, typer.Option(help="Runs side by side.")] = 1,
+    cores: Annotated[
+        int | None,
+        typer.Option(help="Runs side by side; else one a core, with cuda one a GPU."),
+    ] = None,
+    runs_per_gpu: Annotated[
+        int, typer.Option(help="Runs side by side on each GPU of this machine.")
+    ] = 1,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="Snakemake profile of a cluster, e.g. nbs/cluster/slurm."),
+    ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", "-k", help="Go on after a failed run.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Only say what would run.")
     ] = False,
+    every_run: Annotated[
+        bool, typer.Option("--all", help="With --dry-run: list every run.")
+    ] = False,
     starts: Starts = None,
 ) -> None:
     """Compute the rows of a grid that don't stand yet."""
-    check_device(device)
     from needsaug_lite.experiments.grid import run_grid
 
+    further = snakemake or []
+    if further and not further[0].startswith("-"):
+        raise UserError(
+            f"{further[0]}: give one grid file; arguments for Snakemake follow after --"
+        )
+    if profile is None:
+        # On a cluster, the machine of this call needs no GPU.
+        check_device(device)
     report = run_grid(
-        file, results, root, cores, keep_going, dry_run, device, starts=starts
+        file,
+        results,
+        root,
+        cores,
+        keep_going,
+        dry_run,
+        device,
+        runs_per_gpu=runs_per_gpu,
+        profile=profile,
+        starts=starts,
+        snakemake_arguments=further,
     )
-    typer.echo(report.summary())
+    typer.echo(report.summary(every_run=every_run))
     raise typer.Exit(report.exit_code)
 
 

@@ -117,6 +117,9 @@ def attribute_tail(
         features: see `attribute_groups`.
         seed: draws the held-out images and those that stay, not the attributes.
 
+    Returns:
+        Splits with groups; class and attribute of a group as in `attribute_groups`.
+
     Raises:
         UserError: if a cluster has too few images, or options contradict each other.
 

@@ -10,10 +10,25 @@ import torch
 from torch import Tensor
 
 from needsaug_lite.data.splits import Examples, Splits, generator
+from needsaug_lite.data.team import ALONE, Team
 from needsaug_lite.errors import UserError
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 _ORDER, _AUGMENT, _SAMPLE_FOR_MOMENTS = 101, 102, 103
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What every process of a team knows of the batch that they share out.
+
+    Attributes:
+        labels, index: of all its images; see `Batch`.
+        team: the processes.
+    """
+
+    labels: Tensor
+    index: Tensor
+    team: Team
 
 
 @dataclass(frozen=True)
@@ -26,15 +41,51 @@ class Batch:
         groups: int64, shape (B,), or None.
         index: position of each image in its part, int64, shape (B,); what a method
             remembers of a sample is stored under it.
+        whole: the batch that this is one process's part of; None if this is all.
     """
 
     images: Tensor
     labels: Tensor
     groups: Tensor | None
     index: Tensor
+    whole: Whole | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def all_labels(self) -> Tensor:
+        """Labels of the whole batch."""
+        return self.labels if self.whole is None else self.whole.labels
+
+    @property
+    def all_index(self) -> Tensor:
+        """Positions of the images of the whole batch."""
+        return self.index if self.whole is None else self.whole.index
+
+    def share(self, mean: Tensor) -> Tensor:
+        """A mean over these images, weighted for the mean over the processes.
+
+        With n of the B images here, N n / B times the mean: parts may differ in size.
+        """
+        if self.whole is None:
+            return mean
+        if len(self) == 0:
+            # A mean of nothing; its graph goes on, as the others wait for its sums.
+            mean = mean.nan_to_num()
+        return mean * (self.whole.team.size * len(self) / len(self.all_labels))
+
+    def together(self, own: Tensor) -> Tensor:
+        """Values of the whole batch from those of these images, without a graph."""
+        if self.whole is None:
+            return own.detach()
+        return self.whole.team.gathered(own, len(self.all_labels))
+
+    def own(self, values: Tensor) -> Tensor:
+        """Those of these images among values of the whole batch."""
+        if self.whole is None:
+            return values
+        return values[self.whole.team.part(len(self.all_labels))]
 
 
 @dataclass(frozen=True)
@@ -114,6 +165,7 @@ def _moments(moments: Normalisation, device: torch.device) -> Tensor:
     return both.view(2, 1, -1, 1, 1)
 
 
+#: Mean and deviation per channel of ImageNet, which pretrained networks expect.
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -122,7 +174,12 @@ class Batches:
 
     What epoch e holds depends on (seed, e) alone, and the augmentation of its step
     s on (seed, e, s, view): a run that resumes sees what it would have seen.
+
+    Attributes:
+        team: processes that share out every batch; each is handed its part.
     """
+
+    team: Team = ALONE
 
     def __init__(
         self,
@@ -209,7 +266,7 @@ class Batches:
         part = self.examples
         device = part.labels.device
         order = self.order(epoch)
-        chunks = order.split(self._sizes())
+        chunks = [self._read(chunk) for chunk in order.split(self._sizes())]
         # One transfer an epoch: a step must not wait for the device.
         indices = order.to(device).split(self._sizes())
         for step, pixels in enumerate(part.images.stream(chunks)):
@@ -218,7 +275,28 @@ class Batches:
                 view = (self.view,) if self.view else ()
                 draw = generator(self.seed, _AUGMENT, epoch, step, *view)
                 on_device = self.augment(on_device, draw)
-            index = indices[step]
-            groups = None if part.groups is None else part.groups[index]
-            images = self.normalisation(on_device)
-            yield Batch(images, part.labels[index], groups, index)
+            yield self._batch(on_device, indices[step])
+
+    def _read(self, chunk: Tensor) -> Tensor:
+        """Positions of the images that this process reads of a batch.
+
+        All of them where they are augmented: it draws for the batch as one. So too
+        where its part may be empty.
+        """
+        if self.augment is not None or len(chunk) < self.team.size:
+            return chunk
+        return chunk[self.team.part(len(chunk))]
+
+    def _batch(self, pixels: Tensor, index: Tensor) -> Batch:
+        """The part of this process, from what it has read of the batch at `index`."""
+        part = self.examples
+        own = self.team.part(len(index))
+        if len(pixels) == len(index):
+            pixels = pixels[own]
+        whole = None
+        if self.team.size > 1:
+            whole = Whole(part.labels[index], index, self.team)
+            index = index[own]
+        groups = None if part.groups is None else part.groups[index]
+        images = self.normalisation(pixels)
+        return Batch(images, part.labels[index], groups, index, whole)

@@ -144,12 +144,16 @@ def long_tail(
     """Thin the training images to a long tail; the other parts stay as they are.
 
     Args:
+        splits: the data.
         imbalance: ratio of largest to smallest class (give this or `counts`).
         n_max: images of the largest class; default: as many as every class has.
         counts: explicit class sizes, largest class first.
         shuffle_classes: which class is common and which is rare is drawn with the
             seed; otherwise class 0 is the largest.
         seed: chooses the images that stay.
+
+    Returns:
+        Splits with fewer training images.
 
     Raises:
         UserError: if both or neither of `imbalance` and `counts` are given, or if a
@@ -201,8 +205,12 @@ def keep_share(splits: Splits, share: float, seed: int = 0) -> Splits:
     for every share, and every class keeps its proportion and at least one image.
 
     Args:
+        splits: the data.
         share: of the images of each class that stay, in (0, 1].
         seed: chooses the images that stay.
+
+    Returns:
+        Splits with fewer training images.
 
     Raises:
         UserError: for a share outside (0, 1].
@@ -231,11 +239,15 @@ def label_noise(
     judged afterwards who has found the wrong ones.
 
     Args:
+        splits: the data.
         rate: probability that a label is redrawn, in [0, 1].
         kind: "uniform" redraws among all classes (the true one included), "flip"
             sends class c to one other class that is fixed for c, "flip2" to two
             other classes with rate/2 each.
         seed: chooses the labels and the target classes.
+
+    Returns:
+        Splits with the same images in the same order.
 
     Raises:
         UserError: for a rate outside [0, 1] or an unknown kind.

@@ -12,6 +12,7 @@ from needsaug_lite.data.bias import take_per_class
 from needsaug_lite.data.splits import Splits, generator
 from needsaug_lite.errors import UserError
 
+#: Training images of classes 0 to 9 in GAMO's experiments.
 GAMO_COUNTS = (4000, 2000, 1000, 750, 500, 350, 200, 100, 60, 40)
 TRAIN_POOL = 4000
 TEST_POOL, TEST_PER_CLASS = 800, 100

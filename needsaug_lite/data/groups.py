@@ -154,6 +154,9 @@ def colour(
             `val`, whose colours say nothing about the label.
         seed: draws labels, colours and meta images.
 
+    Returns:
+        Splits of two classes with groups.
+
     Raises:
         UserError: for other images, or numbers that are impossible.
 

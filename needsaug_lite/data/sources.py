@@ -19,6 +19,7 @@ from needsaug_lite.data.splits import Examples, InMemory, Splits, generator
 from needsaug_lite.data.spurious import coloured_groups
 from needsaug_lite.errors import UserError
 
+#: Published data sets that `load` knows.
 NAMES = ("digits", *SOURCES)
 _TEST_SPLIT_SEED = 20260101  # the test part of digits and folders never changes
 
@@ -36,7 +37,14 @@ class _Held(TypedDict):
 
 
 def default_root(root: Path | str | None = None) -> Path:
-    """Folder of the data sets: the argument, `NEEDSAUG_DATA`, or the user's cache."""
+    """Folder of the data sets: the argument, `NEEDSAUG_DATA`, or the user's cache.
+
+    Args:
+        root: goes before the other two; None leaves it to them.
+
+    Returns:
+        The folder, which may not exist yet.
+    """
     import pooch
 
     if root is not None:
@@ -100,6 +108,9 @@ def load(
             images are repeated to three channels where 3 is asked for.
         skip_broken: leave unreadable image files out instead of refusing.
         seed: draws the held-out parts, the tail, what is kept, noise and colours.
+
+    Returns:
+        The four parts; `provenance` says how they were made.
 
     Raises:
         UserError: for anything that the caller can mend, in their words.

@@ -44,10 +44,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Images as one uint8 tensor of shape (N, C, H, W).
+    """Images as one tensor.
 
-    Features that a network made of images take the same place: float32, shape
-    (N, D, 1, 1).
+    Attributes:
+        pixels: uint8, shape (N, C, H, W). Features that a network made of images
+            take the same place: float32, shape (N, D, 1, 1).
     """
 
     pixels: Tensor
@@ -183,6 +184,11 @@ class Splits:
     `val` chooses settings, `test` is looked at once. `val` and `meta` are taken
     from the published training images before any tail or noise is made; they are
     empty unless asked for.
+
+    Attributes:
+        train, val, meta, test: the parts.
+        class_names: C names, in the order of the class numbers.
+        provenance: data set and every change that was made to it.
     """
 
     train: Examples
@@ -244,6 +250,12 @@ def undivided(splits: Splits) -> Splits:
 
     For questions about the data themselves, which need no test part. A test part that
     the user or the publisher made stays apart.
+
+    Args:
+        splits: as `load` gives them, without held-out parts.
+
+    Returns:
+        The same splits, or splits with all images in `train`.
     """
     if not splits.provenance.get("split_here"):
         return splits
@@ -255,6 +267,12 @@ def with_meta(splits: Splits) -> Splits:
 
     For methods that learn nothing one level up: they have then seen the images that
     the others learn from.
+
+    Args:
+        splits: the data; their `val` and `test` stay as they are.
+
+    Returns:
+        Splits with the meta images behind the training images.
     """
     return replace(
         splits,
@@ -274,6 +292,12 @@ def generator(*entropy: int) -> torch.Generator:
     """A CPU random generator that depends on all the given whole numbers.
 
     Draws are made on the CPU and moved, so that every device sees the same ones.
+
+    Args:
+        entropy: whole numbers, at least 0; another order is another generator.
+
+    Returns:
+        The generator.
     """
     if min(entropy, default=0) < 0:
         raise UserError(f"seeds are whole numbers of at least 0, not {min(entropy)}")

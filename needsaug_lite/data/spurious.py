@@ -50,6 +50,9 @@ def coloured_groups(
             hold out before the thinning, even numbers.
         seed: draws the images and their colours.
 
+    Returns:
+        Splits of two classes with four groups.
+
     Raises:
         UserError: for other images, impossible numbers, or a class with too few
             images: the message says how many would do.

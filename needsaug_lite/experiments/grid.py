@@ -22,69 +22,25 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
-import os
-import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments import grid_job
+from needsaug_lite.experiments.grid_estimate import estimate
+from needsaug_lite.experiments.grid_folder import call_snakemake, driver, write_plan
+from needsaug_lite.experiments.grid_places import Places, local_places
+from needsaug_lite.experiments.grid_report import FailedRun, GridReport
 from needsaug_lite.experiments.records import read_record, row_path
 from needsaug_lite.experiments.spec import Spec
 
-logger = logging.getLogger(__name__)
-
 KEYS = ("experiment", "profile", "deviations", "base", "runs", "settings", "seeds")
 RUN = (sys.executable, "-c", "from needsaug_lite.cli import main; main()", "run")
-_EMPTY_PLAN: dict[str, Any] = {
-    "pending": [],
-    **dict.fromkeys(("job", "command", "caller", "work"), ""),
-}
-SNAKEFILE = Path(__file__).with_name("grid.smk")
-
-
-@dataclass(frozen=True)
-class FailedRun:
-    """A run without a row after the grid has ended, and where its output went."""
-
-    spec: Spec
-    log: Path
-
-
-@dataclass(frozen=True)
-class GridReport:
-    """What a call of the grid found and did."""
-
-    present: int
-    computed: int
-    failed: tuple[FailedRun, ...] = ()
-    planned: tuple[Spec, ...] = ()
-
-    @property
-    def exit_code(self) -> int:
-        """0 if every row stands (or nothing was to be run), else 1."""
-        return 1 if self.failed else 0
-
-    def summary(self) -> str:
-        """The report in a few lines, failed runs with their logs last."""
-        lines = [f"{self.present} rows were there, {self.computed} are new"]
-        lines += [f"would run {s.run_id}: {_describe(s)}" for s in self.planned]
-        lines += [
-            f"FAILED {f.spec.run_id}: {_describe(f.spec)}; log: {f.log}"
-            for f in self.failed
-        ]
-        if self.failed:
-            lines.append(f"{len(self.failed)} runs failed or were not started")
-        return "\n".join(lines)
+# Snakemake's arguments that send runs to other machines.
+_ELSEWHERE = ("--executor", "-e", "--profile", "--workflow-profile")
 
 
 def expand(grid: Mapping[str, Any]) -> list[Spec]:
@@ -177,11 +133,14 @@ def run_grid(
     file: Path,
     results: Path,
     root: Path | None = None,
-    cores: int = 1,
+    cores: int | None = None,
     keep_going: bool = False,
     dry_run: bool = False,
     device: str = "cpu",
     *,
+    runs_per_gpu: int = 1,
+    gpus: Sequence[str] | None = None,
+    profile: Path | None = None,
     starts: Path | None = None,
     work: Path | None = None,
     snakemake_arguments: Sequence[str] = (),
@@ -190,47 +149,98 @@ def run_grid(
     """Compute the rows of a grid that do not stand yet.
 
     It can be called again after any interruption. A run that an interrupted call left
-    behind is waited for, not started twice.
+    behind, on this machine or in a cluster's queue, is waited for, not started twice.
 
     Args:
         file: the grid file (YAML).
         results: folder of the rows, `<results>/<experiment>/<run_id>.json`.
         root: folder of the data sets, handed on to the runs.
-        cores: how many runs go side by side.
+        cores: how many runs go side by side; None: every core of this machine, one
+            run a GPU, or what the profile says.
         keep_going: finish the other runs after one has failed.
-        dry_run: only report what would run.
-        device: handed on to the runs.
+        dry_run: only report what would run, and how long it may take.
+        device: handed on to the runs; with "cuda" every run gets a GPU of its own.
+        runs_per_gpu: how many runs share a GPU of this machine.
+        gpus: what CUDA_VISIBLE_DEVICES calls them; None: those that torch sees.
+        profile: folder of a Snakemake profile, for a cluster. Its scheduler hands out
+            the GPUs.
         starts: folder of first phases that methods share, handed on to the runs.
         work: folder for specs, logs and Snakemake's notes; `.grid/<name>` by default.
-        snakemake_arguments: further arguments, e.g. `--profile` of a cluster.
+        snakemake_arguments: further arguments.
         command: what runs one spec.
 
     Returns:
         The report; its `exit_code` is 1 if a row is missing.
 
     Raises:
-        UserError: if the grid or an existing row is wrong; then nothing has run.
+        UserError: if the grid, an existing row or an option is wrong; then nothing has
+            run.
     """
     specs = expand(_read(file))
+    arguments = [*_profile_arguments(profile), *snakemake_arguments]
+    places = _places(arguments, device, cores, runs_per_gpu, gpus)
     results = results.resolve()
     pending = [s for s in specs if not row_stands(s, results)]
     present = len(specs) - len(pending)
-    if dry_run or not pending:
-        return GridReport(present, 0, planned=tuple(pending))
+    if dry_run:
+        return GridReport(
+            present,
+            0,
+            planned=tuple(pending),
+            estimate=estimate(pending, results, device),
+            places=places.count if places else None,
+        )
+    if not pending:
+        return GridReport(present, 0)
+    if places is not None or cores is not None:
+        arguments = ["--cores", str(places.count if places else cores), *arguments]
+    arguments += ["--keep-going"] if keep_going else []
     work = (work or _work_folder(file, results)).resolve()
-    options = ["--results", str(results), "--device", device]
+    options = ["--results", str(results), "--device", _device(device, places)]
     options += ["--root", str(root.resolve())] if root else []
     options += ["--starts", str(starts.resolve())] if starts else []
-    with _driver(work) as lock:
+    with driver(work) as lock:
         # An earlier driver may have finished some of them while we waited.
         pending = [s for s in pending if not row_stands(s, results)]
-        _write_plan(work, pending, [*command, *options])
-        arguments = ["--cores", str(cores), *snakemake_arguments]
-        arguments += ["--keep-going"] if keep_going else []
-        _snakemake(work, arguments, lock)
+        write_plan(work, pending, [*command, *options], places)
+        call_snakemake(work, arguments, lock)
     missing = [s for s in pending if not row_stands(s, results)]
     failed = tuple(FailedRun(s, work / "logs" / f"{s.run_id}.log") for s in missing)
     return GridReport(present, len(specs) - present - len(missing), failed)
+
+
+def _profile_arguments(profile: Path | None) -> list[str]:
+    if profile is None:
+        return []
+    if not any(profile.glob("config*.yaml")):
+        raise UserError(
+            f"{profile} is no Snakemake profile: expected a folder with a config.yaml, "
+            "e.g. nbs/cluster/slurm"
+        )
+    return ["--profile", str(profile.resolve())]
+
+
+def _places(
+    arguments: Sequence[str],
+    device: str,
+    cores: int | None,
+    runs_per_gpu: int,
+    gpus: Sequence[str] | None,
+) -> Places | None:
+    """Room on this machine, or None if the runs go to others."""
+    if not any(argument.split("=")[0] in _ELSEWHERE for argument in arguments):
+        return local_places(device, cores, runs_per_gpu, gpus)
+    if runs_per_gpu > 1:
+        raise UserError(
+            "--runs-per-gpu works on one machine; on a cluster its scheduler divides "
+            "the GPUs, see the profile"
+        )
+    return None
+
+
+def _device(device: str, places: Places | None) -> str:
+    # With a GPU of its own, a run sees that one only.
+    return "cuda" if places is not None and places.gpus else device
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -255,62 +265,7 @@ def _combinations(grid: Mapping[str, Any]) -> Iterator[tuple[Any, Any, int]]:
                 yield run, setting, seed
 
 
-def _describe(spec: Spec) -> str:
-    chosen = spec.hyperparameters or ""
-    return f"{spec.method} {chosen} on {spec.data.name}, seed {spec.seed}"
-
-
 def _work_folder(file: Path, results: Path) -> Path:
     # Two grids of one name with different rows must not share their notes.
     name = hashlib.sha256(f"{file.resolve()}\n{results}".encode()).hexdigest()[:8]
     return Path(".grid") / f"{file.stem}-{name}"
-
-
-def _write_plan(work: Path, pending: Sequence[Spec], command: Sequence[str]) -> None:
-    """Write the specs, and forget every earlier note that a run is done."""
-    shutil.rmtree(work / "done", ignore_errors=True)
-    for folder in ("specs", "logs", "locks", "done"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
-    for spec in pending:
-        (work / "specs" / f"{spec.run_id}.json").write_text(spec.model_dump_json())
-    # As a file, not as a module: the lock needs nothing of the library.
-    job = [sys.executable, "-P", grid_job.__file__]
-    plan = {
-        "pending": [spec.run_id for spec in pending],
-        "job": shlex.join(job),
-        "command": shlex.join(command),
-        "caller": shlex.quote(str(Path.cwd())),
-        "work": shlex.quote(str(work)),
-    }
-    (work / "plan.json").write_text(json.dumps(plan, indent=1))
-
-
-@contextmanager
-def _driver(work: Path) -> Iterator[int]:
-    """Be the only driver of a work folder; clear up after one that was killed."""
-    work.mkdir(parents=True, exist_ok=True)
-    with grid_job.hold(work / "driver.lock", wait_message=(
-        f"An earlier call still works on {work}; waiting for it to end"
-    )) as lock:  # fmt: skip
-        if any((work / ".snakemake" / "locks").glob("*")):
-            logger.warning(
-                "An earlier call on %s was killed: its lock is removed, its unfinished "
-                "runs are repeated, runs still going are waited for",
-                work,
-            )
-            _snakemake(work, ["--cores", "1", "--unlock", "--quiet", "all"], lock)
-        yield lock
-
-
-def _snakemake(work: Path, arguments: Sequence[str], lock: int) -> None:
-    """Call Snakemake in the work folder; what it did is read from the rows.
-
-    Snakemake inherits the driver's lock: if only this process is killed, the folder
-    stays locked for as long as Snakemake lives.
-    """
-    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    call = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
-    call += ["--directory", str(work), "--rerun-incomplete", "--quiet", "host"]
-    if not (work / "plan.json").exists():
-        (work / "plan.json").write_text(json.dumps(_EMPTY_PLAN))
-    subprocess.run([*call, *arguments], env=environment, pass_fds=(lock,), check=False)

@@ -6,16 +6,17 @@ python -m needsaug_lite.experiments.pages --results book/results --out book/gene
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from needsaug_lite.data.groups import WATERBIRDS
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments import comparisons
-from needsaug_lite.experiments.facog_table import same_setting
+from needsaug_lite.experiments import (
+    comparisons,
+    needs_page,
+    search_page,
+    side_by_side_page,
+)
 from needsaug_lite.experiments.feature_mixing_table import feature_mixing_table
 from needsaug_lite.experiments.hypergradient_table import hypergradient_tables
 from needsaug_lite.experiments.implicit_augmentation_table import (
@@ -24,12 +25,12 @@ from needsaug_lite.experiments.implicit_augmentation_table import (
 from needsaug_lite.experiments.markdown_tables import markdown
 from needsaug_lite.experiments.meta_sampling_table import meta_sampling_table
 from needsaug_lite.experiments.needs_aware_table import needs_aware_table
-from needsaug_lite.experiments.needs_page import needs_tables
-from needsaug_lite.experiments.paper_tables import paper_results
-from needsaug_lite.experiments.records import Record, load_records
+from needsaug_lite.experiments.paper_map import paper_map
+from needsaug_lite.experiments.paper_pages import paper_tables
+from needsaug_lite.experiments.records import Record, read_rows
 from needsaug_lite.experiments.search_cost_table import search_cost_table
-from needsaug_lite.experiments.search_page import search_tables
 from needsaug_lite.experiments.search_table import architecture_search_tables
+from needsaug_lite.experiments.stale import StaleRow, stale_mark
 from needsaug_lite.files import write_text
 
 METRICS = {
@@ -60,76 +61,23 @@ NOISE_METRICS = {
     "ece": "ECE",
     "noise_average_precision": "wrong labels found (average precision)",
 }
-TITLES = {
-    "needs_aware": "Needs-aware generation",
-    "mgr": "Meta generative regularisation",
-    "autobalance": "AutoBalance",
-    "facog": "FACoG",
-    "meta_iada": "Implicit adversarial data augmentation",
-}
-# How the papers name the methods that can be run here. A name counts only where the
-# paper means the same algorithm; everything else stays empty.
-PAPER_NAMES = {
-    "cross_entropy": {"CE", "Cross-Entropy", "Vanilla ResNet"},
-    "focal": {"Focal loss"},
-    "class_balanced_focal": {"CB-Focal", "Class-Balanced Focal"},
-    "class_balanced": {"Class-Balanced CE"},
-    "deferred_reweighting": {"CE-DRW"},
-    "ldam": {"LDAM", "LDAM loss"},
-    "ldam_drw": {"LDAM-DRW"},
-    "logit_adjustment": {"LA", "LA loss (τ = 1)", "Logit Adj."},
-    "class_dependent_temperature": {"CDT loss"},
-    "isda": {"ISDA"},
-    "meta_weight_net": {"Meta-Weight-Net"},
-    "meta_iada": {"Meta-IADA"},
-    "autobalance_tau": {"AutoBalance: τ of LA loss"},
-    "autobalance_l": {"AutoBalance: l"},
-    "autobalance_delta": {"AutoBalance: Δ"},
-    "autobalance_delta_l": {"AutoBalance: Δ & l"},
-    "autobalance": {"AutoBalance: Δ & l, LA init"},
-    "madao": {"MADAO"},
-    "autobalance_pda": {"AutoBalance: PDA"},
-    "autobalance_pda_delta_l": {"AutoBalance: PDA, Δ & l"},
-    "reciprocal": {"Reciprocal"},
-    "separate": {"Separate"},
-    "mtl": {"MTL"},
-    "sequential": {"Sequential"},
-    "needs_aware": {"needs-aware (ours)", "needs-aware (ours): End-to-end"},
-}
-# Experiments that follow the recipe of one paper: their rows stand beside no other.
-RECIPES = {
-    "cifar10_lt": "meta_iada",
-    "cifar100_lt": "meta_iada",
-    "cifar_noisy": "meta_iada",
-    "cifar100_lt_autobalance": "autobalance",
-    "cifar10_lt_facog": "facog",
-    "cifar100_lt_facog": "facog",
-    "cifar100_lt_facog_losses": "facog",
-    "gamo_full": "facog",
-    "cifar100_lt_needs": "needs_aware",
-}
-_SAME_DATA = {"cifar10_lt": "cifar10", "cifar100_lt": "cifar100"}
-_MEASURES: dict[str, Callable[[Record], float]] = {
-    "accuracy_pct": lambda record: 100 * float(record.metrics["top1"]),
-    "balanced_error_pct": lambda record: (
-        100 * (1 - float(record.metrics["balanced_accuracy"]))
-    ),
-    "ece_pct": lambda record: 100 * float(record.metrics["ece"]),
-    # facog Table 1, in GAMO's test protocol.
-    "acsa": lambda record: float(record.metrics["gamo_test"]["balanced_accuracy"]),
-    "gm": lambda record: float(record.metrics["gamo_test"]["geometric_mean"]),
-}
+NEEDS = (*needs_page.EXPERIMENTS, needs_page.GENERATORS)
 
 
-def measured_tables(records: Sequence[Record]) -> str:
-    """One section per experiment: settings, means with intervals, verdicts."""
-    if not records:
+def measured_tables(records: Sequence[Record], stale: Sequence[StaleRow] = ()) -> str:
+    """One section per experiment: settings, means with intervals, stale rows."""
+    names = {record.spec.experiment for record in records}
+    names |= {row.experiment for row in stale}
+    if not names:
         return "No row has been recorded yet.\n"
     parts = []
-    for name in sorted({record.spec.experiment for record in records}):
+    for name in sorted(names):
+        parts.append(f"### `{name}`")
         rows = [record for record in records if record.spec.experiment == name]
-        rows.sort(key=lambda record: record.spec.seed)
-        parts += [f"### `{name}`", _settings(rows), _measured(rows)]
+        if rows:
+            rows.sort(key=lambda record: record.spec.seed)
+            parts += [_settings(rows), _measured(rows)]
+        parts += stale_mark([row for row in stale if row.experiment == name])
     return "\n\n".join(parts) + "\n"
 
 
@@ -173,68 +121,10 @@ def _metrics_of(rows: Sequence[Record]) -> dict[str, str]:
     return NOISE_METRICS if any(part.noise for part in data) else METRICS
 
 
-def paper_tables(paper: str, records: Sequence[Record]) -> str:
-    """Every table of one paper: each number beside the mean of our full rows."""
-    numbers = paper_results(paper)
-    parts = []
-    for (table, dataset), group in numbers.groupby(["table", "dataset"], dropna=False):
-        data = f": {dataset}" if isinstance(dataset, str) else ""
-        numbered: list[Any] = group.to_dict("records")
-        lines = [_paper_line(line, records) for line in numbered]
-        body = markdown(pd.DataFrame(lines))
-        title = f"{_table_name(str(table))}{data} ({len(lines)} numbers)"
-        parts.append(f"~~~~{{dropdown}} {title}\n{body}\n~~~~")
-    return "\n\n".join(parts) + "\n"
-
-
-def _table_name(table: str) -> str:
-    return f"Table {table.removeprefix('T')}"
-
-
-def _paper_line(line: dict[str, Any], records: Sequence[Record]) -> dict[str, str]:
-    spread = "" if pd.isna(line["std"]) else f" ± {line['std']:g}"
-    setting = "" if pd.isna(line["setting"]) else str(line["setting"])
-    what = ", ".join(part for part in (setting, str(line["metric"])) if part)
-    ours = our_full_rows(line, records)
-    measure = _MEASURES.get(str(line["metric"]))
-    values = [measure(record) for record in ours] if measure else []
-    return {
-        "method": str(line["method"]),
-        "setting, metric": what.replace(";", ", "),
-        "paper": f"{line['value']:g}{spread}",
-        "ours (full)": comparisons.interval(values).text(1.0, 2) if values else "",
-    }
-
-
-def our_full_rows(line: dict[str, Any], records: Sequence[Record]) -> list[Record]:
-    """Full rows of the same method on the same data at the same imbalance.
-
-    Rows that follow the recipe of another paper (`RECIPES`) are left out.
-    """
-    if line["paper"] == "facog":
-        return [
-            record
-            for record in records
-            if record.spec.profile == "full"
-            and record.spec.evaluate_on == "test"
-            and RECIPES.get(record.spec.experiment) == "facog"
-            and same_setting(line, record)
-        ]
-    setting = str(line["setting"])
-    name = _SAME_DATA.get(str(line["dataset"]))
-    if name is None or not setting.startswith("imbalance=") or ";" in setting:
-        return []
-    imbalance = float(setting.removeprefix("imbalance="))
-    return [
-        record
-        for record in records
-        if record.spec.profile == "full"
-        and record.spec.evaluate_on == "test"
-        and record.spec.data.name == name
-        and record.spec.data.imbalance == imbalance
-        and line["method"] in PAPER_NAMES.get(record.spec.method, set())
-        and RECIPES.get(record.spec.experiment, line["paper"]) == line["paper"]
-    ]
+def _marked(page: str, stale: Sequence[StaleRow], experiments: Sequence[str]) -> str:
+    """A page, and above it what is stale among the rows of its experiments."""
+    mark = stale_mark([row for row in stale if row.experiment in experiments])
+    return "\n\n".join([*mark, page])
 
 
 def write_pages(results: Path, out: Path) -> list[Path]:
@@ -242,10 +132,10 @@ def write_pages(results: Path, out: Path) -> list[Path]:
 
     Times come from `measurements/`, which lies beside the folder of results.
     """
-    records = load_records(results)
+    records, stale, _ = read_rows(results)
     measured = results.parent / "measurements"
     pages = {
-        "results_tables.md": measured_tables(records),
+        "results_tables.md": measured_tables(records, stale),
         "hypergradients.md": hypergradient_tables(measured / "hypergradients.json"),
         "implicit_augmentation.md": implicit_augmentation_table(
             measured / "implicit_augmentation.json"
@@ -253,15 +143,22 @@ def write_pages(results: Path, out: Path) -> list[Path]:
         "search_cost.md": search_cost_table(measured / "search_cost.json"),
         "meta_sampling.md": meta_sampling_table(measured / "meta_sampling.json"),
         "needs_aware.md": needs_aware_table(measured / "needs_aware.json"),
-        "needs_results.md": needs_tables(records),
+        "needs_results.md": _marked(needs_page.needs_tables(records), stale, NEEDS),
         "architecture_search.md": architecture_search_tables(
             measured / "architecture_search.json"
         ),
-        "search_results.md": search_tables(records),
+        "search_results.md": _marked(
+            search_page.search_tables(records), stale, search_page.EXPERIMENTS
+        ),
         "feature_mixing.md": feature_mixing_table(measured / "feature_mixing.json"),
+        "which_method_when.md": _marked(
+            side_by_side_page.which_method_when(records, measured),
+            stale,
+            side_by_side_page.EXPERIMENTS,
+        ),
     }
-    for paper in TITLES:
-        pages[f"paper_{paper}.md"] = paper_tables(paper, records)
+    for paper in paper_map().papers:
+        pages[f"paper_{paper}.md"] = paper_tables(paper, records, stale)
     for name, text in pages.items():
         write_text(out / name, text)
     return [out / name for name in pages]

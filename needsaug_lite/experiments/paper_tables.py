@@ -23,6 +23,11 @@ def paper_results(
 ) -> pd.DataFrame:
     """Every number of the papers' tables, or those of one paper, table, data set.
 
+    Args:
+        paper: its short key, such as mgr.
+        table: its number, such as T2.
+        dataset: its name in the column of that name.
+
     Returns:
         One row per number with the columns paper, table, dataset, setting, method,
         metric, value, std, note; accuracies and errors in percent as printed.

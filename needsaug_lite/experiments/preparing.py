@@ -11,6 +11,8 @@ import torch
 
 from needsaug_lite import data, models, training
 from needsaug_lite.data import Normalisation, Splits
+from needsaug_lite.data.team import ALONE, Team
+from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import registry
 from needsaug_lite.experiments.features import frozen_features
 from needsaug_lite.experiments.generators import TrainedGenerator, trained_generator
@@ -36,14 +38,28 @@ class Prepared:
 
 
 def prepare(
-    spec: Spec, root: Path | None = None, device: str | torch.device = "cpu"
+    spec: Spec,
+    root: Path | None = None,
+    device: str | torch.device = "cpu",
+    team: Team = ALONE,
 ) -> Prepared:
     """Load the data, build the network from the seed, and make the method.
 
     Features are made on the CPU, so that no device changes them, and kept in the
     folder `features` beside the published data sets; generators are trained on
     `device` and kept in the folder `generators`.
+
+    Args:
+        spec: the run.
+        root: folder of the published data sets; see `data.default_root`.
+        device: where tensors live.
+        team: processes that share out the batches; each of them calls this.
+
+    Raises:
+        UserError: if the method can't be shared out.
     """
+    if team.size > 1:
+        _require_shareable(spec.method)
     splits = spec.load_data(root)
     if spec.features is not None:
         cache = data.default_root(root) / "features"
@@ -51,7 +67,22 @@ def prepare(
     kept = None
     if spec.generator is not None:
         kept = data.default_root(root) / "generators"
-    return prepare_with(splits.to(device), spec, kept)
+    ready = prepare_with(splits.to(device), spec, kept)
+    training.share_out(ready.method, team)
+    return ready
+
+
+def _require_shareable(method: str) -> None:
+    """Refuse before any data are read."""
+    if training.shareable(registry.entry(method).load()):
+        return
+    known = [
+        name for name, one in registry.METHODS.items() if training.shareable(one.load())
+    ]
+    raise UserError(
+        f"{method} runs in one process: it can't be shared out. Leave out torchrun, or "
+        f"use one of {', '.join(known)}"
+    )
 
 
 def prepare_with(splits: Splits, spec: Spec, cache: Path | None = None) -> Prepared:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import resource
 import subprocess
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,8 +21,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import needsaug_lite
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments.spec import Spec
+from needsaug_lite.experiments.stale import (
+    DataCheck,
+    StaleRow,
+    StaleRowError,
+    code_reason,
+    data_key,
+    disagreeing,
+    in_words,
+    settings_reason,
+    stale_row,
+)
 from needsaug_lite.files import write_text
 
+_log = logging.getLogger(__name__)
 _MEASURED = ("metrics", "history", "seconds", "peak_memory_mib")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "torchmetrics")
 
@@ -38,11 +51,12 @@ class Record(BaseModel):
         history: one row per epoch.
         seconds: wall time of the training epochs.
         peak_memory_mib: of the process (CPU) or of torch on the device (GPU).
-        threads: CPU threads of torch.
+        threads: CPU threads of torch, in each process.
         data_checksum: SHA-256 of the very images and labels; of frozen features, that
             of the images that they were made of.
         versions, python, device, code_version, created: provenance.
         weights_sha256: of the file with weights to start from, if there was one.
+        processes: how many shared out the batches; memory and device are of the first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +77,7 @@ class Record(BaseModel):
     code_version: str
     created: str
     weights_sha256: str | None = None
+    processes: int = 1
 
     def path(self, results: Path) -> Path:
         """Where the row lies below the results folder."""
@@ -84,37 +99,135 @@ def row_path(spec: Spec, results: Path) -> Path:
     return results / spec.experiment / f"{spec.run_id}.json"
 
 
+class Rows(NamedTuple):
+    """Rows below a folder: those that count, those that don't, and open questions.
+
+    `unchecked` tells of standing rows whose data aren't at hand: how many, by reason.
+    """
+
+    standing: list[Record]
+    stale: list[StaleRow]
+    unchecked: dict[str, int]
+
+
 def read_record(file: Path) -> Record:
     """One row, checked: the name must be the hash of the spec inside.
 
+    The data aren't compared; see `read_rows`.
+
     Raises:
-        UserError: if the file is no row, or isn't the row that its name says.
+        UserError: if the file is no row, or isn't the row that its name says. Of it
+            StaleRowError, if the row is sound and its settings or the code that they
+            name are others now.
     """
     try:
-        record = Record.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, ValueError) as error:
+        text = file.read_text(encoding="utf-8")
+        record = Record.model_validate_json(text)
+    except ValidationError as error:
+        raise _refused(file, text, error) from error
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} is no readable row: {error}") from error
-    if record.run_id != file.stem:
-        raise UserError(f"{file} holds the row of run {record.run_id}")
-    if record.spec.run_id != record.run_id:
-        raise UserError(
-            f"{file}: the settings inside have the hash {record.spec.run_id}. The row "
-            "was edited, or comes from another version of the method; run it again"
-        )
+    _check_name(file, record.run_id)
+    reason = code_reason(record.spec, record.run_id, record.method_version)
+    if reason is not None:
+        raise StaleRowError(stale_row(file, dict(record.spec), reason))
     return record
+
+
+def _refused(file: Path, text: str, error: ValidationError) -> UserError:
+    """The error for a file that holds no record: a stale row if it once was one."""
+    if all(problem["loc"][:1] == ("spec",) for problem in error.errors()):
+        content = json.loads(text)
+        settings = content.get("spec")
+        if isinstance(settings, dict):
+            _check_name(file, content["run_id"])
+            reason = settings_reason(settings)
+            if reason is not None:
+                return StaleRowError(stale_row(file, settings, reason))
+    return UserError(f"{file} is no readable row: {error}")
+
+
+def _check_name(file: Path, run_id: str) -> None:
+    if run_id != file.stem:
+        raise UserError(f"{file} holds the row of run {run_id}")
+
+
+def read_rows(
+    results: Path | str = Path("book/results"),
+    experiment: str | None = None,
+    *,
+    root: Path | None = None,
+) -> Rows:
+    """All rows below a results folder or those of one experiment, stale ones apart.
+
+    A row is stale if its settings can't be run any more, if another version of the code
+    made it, or if its data are others now: by their checksum where they are at hand,
+    else by another row with the same settings of data and the same seed.
+
+    Args:
+        results, experiment: which rows.
+        root: folder of the published data sets to compare with; None: only data that
+            come with a package are compared.
+
+    Raises:
+        UserError: if a file there is damaged or misnamed.
+    """
+    check = DataCheck(root)
+    found: list[tuple[Path, Record]] = []
+    stale: list[StaleRow] = []
+    for file in sorted(Path(results).glob(f"{experiment or '*'}/*.json")):
+        try:
+            record = read_record(file)
+        except StaleRowError as error:
+            stale.append(error.row)
+            continue
+        reason = check.reason(record.spec, record.data_checksum)
+        if reason is None:
+            found.append((file, record))
+        else:
+            stale.append(stale_row(file, dict(record.spec), reason))
+    split = disagreeing((one.spec, one.data_checksum) for _, one in found)
+    standing = []
+    for file, record in found:
+        if data_key(record.spec) in split:
+            reason = "rows with the same data and seed hold different checksums"
+            stale.append(stale_row(file, dict(record.spec), reason))
+        else:
+            standing.append(record)
+    return Rows(standing, stale, dict(check.unchecked))
 
 
 def load_records(
     results: Path | str = Path("book/results"), experiment: str | None = None
 ) -> list[Record]:
-    """All rows below a results folder, or those of one experiment.
+    """The rows below a results folder, or of one experiment, that stand.
+
+    Stale rows are left out, with a warning that says how many and why; `read_rows`
+    returns them.
+
+    Args:
+        results: folder of the rows.
+        experiment: only the rows of this one.
+
+    Returns:
+        The rows.
 
     Raises:
-        UserError: if a file there is no valid row.
+        UserError: if a file there is damaged or misnamed.
     """
-    pattern = f"{experiment or '*'}/*.json"
-    files = sorted(Path(results).glob(pattern))
-    return [read_record(file) for file in files]
+    rows = read_rows(results, experiment)
+    for line in in_words(rows.stale):
+        _log.warning("%s: %s; not counted", experiment or results, line)
+    return rows.standing
+
+
+def full_rows(records: Iterable[Record]) -> list[Record]:
+    """Rows that may stand beside a paper's number: full, and on test images."""
+    return [
+        record
+        for record in records
+        if record.spec.profile == "full" and record.spec.evaluate_on == "test"
+    ]
 
 
 def device_name(device: torch.device) -> str:

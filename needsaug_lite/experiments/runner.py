@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from needsaug_lite import data, metrics, training
+from needsaug_lite.data.team import ALONE, Team
 from needsaug_lite.errors import UserError
 from needsaug_lite.experiments import records
 from needsaug_lite.experiments.features import image_checksum
@@ -68,10 +69,14 @@ def run(
             looked for; see `training.SharedStart`.
         prepared: then it trains also if the row exists, and leaves the row as it is;
             what `prepare` returned for this spec, if the caller needs the
-            trained model afterwards.
+            trained model afterwards. If it was prepared for a team, all of its
+            processes train and evaluate, and the first one writes.
 
     Returns:
         The row.
+
+    Raises:
+        UserError: if the processes of a team have found different images.
     """
     known = None if results is None else records.row_path(spec, results)
     if known is not None and known.exists() and prepared is None:
@@ -79,6 +84,8 @@ def run(
     place = torch.device(device)
     ready = prepared or prepare(spec, root, place)
     checksum = image_checksum(ready.splits)
+    team: Team = getattr(ready.method, "team", ALONE)
+    _require_same_images(team, checksum, place)
     if known is not None:
         # A folder that can't be written is found before the training, not after it.
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -126,12 +133,25 @@ def run(
         device=records.device_name(place),
         data_checksum=checksum,
         weights_sha256=_weights_digest(spec),
+        processes=team.size,
         created=records.now(),
         **records.provenance(),
     )
-    if results is not None and known is not None and not known.exists():
+    missing = known is not None and not known.exists()
+    if results is not None and missing and team.leads:
         record.save(results)
     return record
+
+
+def _require_same_images(team: Team, checksum: str, device: torch.device) -> None:
+    if team.size == 1:
+        return
+    # As many bits as a float64 holds exactly.
+    if len(set(team.everyone(int(checksum[:13], 16), device))) > 1:
+        raise UserError(
+            "the processes have found different images under the same name: give all "
+            "of them the same folder"
+        )
 
 
 def _shared_start(

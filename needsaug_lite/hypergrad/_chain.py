@@ -92,7 +92,13 @@ def chain_exact(
     """The same as `chain`, with second derivatives by automatic differentiation.
 
     Exact, but a level's loss must be twice differentiable, and the graphs of all levels
-    are alive at once. Arguments as for `chain`.
+    are alive at once.
+
+    Args:
+        levels, outer_loss, hparams, generator, paths: see `chain`.
+
+    Returns:
+        The hypergradient with every path and its norm.
     """
     sweep = _Sweep(levels, outer_loss, hparams)
     with fixed_draws(sweep.variables, generator) as draws:

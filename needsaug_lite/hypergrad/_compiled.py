@@ -15,7 +15,12 @@ Tensors = Mapping[str, Tensor]
 
 
 class CompiledLoss:
-    """A loss whose value and whose gradient are compiled; see `compiled`."""
+    """A loss whose value and whose gradient are compiled; see `compiled`.
+
+    Args:
+        loss: closure (params, hparams) -> scalar.
+        options: of `torch.compile`.
+    """
 
     def __init__(self, loss: Closure, **options: Any) -> None:
 

@@ -13,6 +13,7 @@ from needsaug_lite.hypergrad._draws import Draws
 from needsaug_lite.hypergrad._vectors import add, averaged, scaled
 
 Closure = Callable[..., Tensor]
+#: A closure (params, hparams) -> scalar, or a sequence of closures that are averaged.
 Loss = Closure | Sequence[Closure]
 
 

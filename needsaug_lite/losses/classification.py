@@ -91,6 +91,7 @@ def focal(
         labels: int64, shape (B,).
         gamma: focusing exponent, not negative.
         class_weight: shape (C,), or None for 1.
+        reduction: mean over samples, sum, or none.
 
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
@@ -150,6 +151,7 @@ def ldam(
         margins: m, shape (C,), in units of the cosine.
         scale: s; the logits contain it already, here it scales the margin.
         class_weight: shape (C,), or None for 1.
+        reduction: mean over samples, sum, or none.
 
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
@@ -183,6 +185,8 @@ def logit_adjusted(
         labels: int64, shape (B,).
         class_prior: pi, shares of the training images, shape (C,), positive.
         tau: strength; 0 is cross-entropy.
+        class_weight: shape (C,), or None for 1.
+        reduction: mean over samples, sum, or none.
 
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
@@ -220,6 +224,8 @@ def vector_scaling(
         counts: training images per class, shape (C,), each at least 1.
         gamma: exponent of the factor, not negative.
         tau: strength of the shift.
+        class_weight: shape (C,), or None for 1.
+        reduction: mean over samples, sum, or none.
 
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.
@@ -254,6 +260,7 @@ def class_dependent_temperature(
         labels: int64, shape (B,).
         counts: training images per class, shape (C,).
         gamma: exponent, not negative; 0 is cross-entropy.
+        reduction: mean over samples, sum, or none.
 
     Returns:
         Scalar, or shape (B,) for reduction "none", nats.

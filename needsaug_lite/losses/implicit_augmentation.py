@@ -92,7 +92,7 @@ def iada_weighted(
 
     L_i = -1/(C π_y) log softmax_y( Z ),   Z_j = w_jᵀ(h_i + δ_i) + b_j + α ρ_ij
 
-    and  1/N Σ_i L_i ≥ 1/N Σ_i 1/(C π_y) E[-log softmax_y(W h̃_i + b)].
+    1/N Σ_i L_i ≥ 1/N Σ_i 1/(C π_y) E[-log softmax_y(W h̃_i + b)]
 
     Args:
         features, labels, head_weight, head_bias, covariance, epsilon, class_prior,

@@ -51,6 +51,8 @@ class MetaIADA(ImplicitlyAugmented):
     Source: meta_iada Algorithm 1.
     """
 
+    data_parallel = True
+
     def __init__(
         self,
         model: Classifier,
@@ -113,14 +115,19 @@ class MetaIADA(ImplicitlyAugmented):
         """Algorithm 1, line 4; the memory is filled for the second phase."""
         self.model.train()
         logits = self.model(batch.images)
-        self.memory.remember(batch.index, logits, batch.labels)
+        self.remember(batch, logits)
         loss = losses.cross_entropy(logits, batch.labels)
-        self.descend(loss)
+        self.descend(batch.share(loss))
         right = accuracy(logits, batch.labels)
         return {"loss": loss.detach(), "accuracy": right}
 
+    def remember(self, batch: Batch, logits: Tensor) -> None:
+        """Loss and margin of all samples, those of other processes too."""
+        seen = batch.together(logits)
+        self.memory.remember(batch.all_index, seen, batch.all_labels)
+
     def characteristics(self, batch: Batch, features: Tensor, logits: Tensor) -> Tensor:
-        """F of every sample, standardised over the batch, shape (B, 15)."""
+        """F of every sample, standardised over the whole batch, shape (B, 15)."""
         found = statistics.training_characteristics(
             features,
             logits,
@@ -130,7 +137,7 @@ class MetaIADA(ImplicitlyAugmented):
             self.class_prior,
             self.memory,
         )
-        return statistics.standardised(found)
+        return batch.own(statistics.standardised(batch.together(found)))
 
     def hypergradient(
         self, batch: Batch, clean: Batch, characteristics: Tensor
@@ -151,7 +158,8 @@ class MetaIADA(ImplicitlyAugmented):
             epsilon = functional_call(self.network, omega, (characteristics,))
             features = self.features_with(params, batch.images)
             sigma = h["covariance"]
-            return self.loss_with(features, batch.labels, params, sigma, epsilon)
+            loss = self.loss_with(features, batch.labels, params, sigma, epsilon)
+            return batch.share(loss)
 
         def outer_loss(params: Mapping[str, Tensor], h: Mapping[str, Tensor]) -> Tensor:
             return self.meta_loss(params, clean)
@@ -171,9 +179,9 @@ class MetaIADA(ImplicitlyAugmented):
         features = self.model.features(batch.images)
         logits = self.linear(features)
         # Line 11: the covariances as they are now, and what the samples look like.
-        self.moments.update(features, batch.labels)
+        self.moments.update(batch.together(features), batch.all_labels)
         found = self.characteristics(batch, features, logits)
-        self.memory.remember(batch.index, logits, batch.labels)
+        self.remember(batch, logits)
         # Lines 12 and 13: virtual step, then the perturbation network.
         estimate = self.hypergradient(batch, next(self.meta), found)
         for name, parameter in self.network.named_parameters():
@@ -184,10 +192,10 @@ class MetaIADA(ImplicitlyAugmented):
         # Line 15: the network, with both.
         with torch.no_grad():
             epsilon = self.network(found)
-        self.epsilon[batch.index] = epsilon
+        self.epsilon[batch.all_index] = batch.together(epsilon)
         own = dict(self.model.named_parameters())
         loss = self.loss_with(features, batch.labels, own, sigma, epsilon)
-        self.descend(loss)
+        self.descend(batch.share(loss))
         return {
             "loss": loss.detach(),
             "accuracy": accuracy(logits, batch.labels),

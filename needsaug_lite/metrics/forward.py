@@ -38,7 +38,15 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: nn.Module, batches: Iterable[Batch]) -> Predictions:
-    """Logits of a model in evaluation mode; the model's mode is put back after."""
+    """Logits of a model in evaluation mode; the model's mode is put back after.
+
+    Args:
+        model: from images (B, C, H, W) to logits.
+        batches: on the model's device.
+
+    Returns:
+        Logits, labels and, where the data have them, groups, on the CPU.
+    """
     was_training = model.training
     model.eval()
     logits, labels, groups = [], [], []
@@ -61,7 +69,17 @@ def predict_all(
     *,
     batch_size: int = 500,
 ) -> Predictions:
-    """Logits of one part of the data, in its order."""
+    """Logits of one part of the data, in its order.
+
+    Args:
+        model: from images (B, C, H, W) to logits, in evaluation mode here.
+        examples: the part.
+        normalisation: that the model was trained with.
+        batch_size: images at once; it changes no result.
+
+    Returns:
+        What `predict` returns.
+    """
     batches = Batches(examples, batch_size, normalisation, shuffle=False)
     return predict(model, batches.epoch(0))
 
@@ -73,6 +91,13 @@ def sample_losses(
     *,
     batch_size: int = 500,
 ) -> Tensor:
-    """Cross-entropy of every image in evaluation mode, nats, on the CPU, shape (N,)."""
+    """Cross-entropy of every image in evaluation mode.
+
+    Args:
+        model, examples, normalisation, batch_size: see `predict_all`.
+
+    Returns:
+        Nats, on the CPU, shape (N,).
+    """
     found = predict_all(model, examples, normalisation, batch_size=batch_size)
     return found.losses

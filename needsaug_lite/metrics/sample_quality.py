@@ -202,6 +202,9 @@ def label_agreement(logits: Tensor, labels: Tensor) -> float:
         logits: of generated images, shape (N, C).
         labels: classes they were made for, int64, shape (N,).
 
+    Returns:
+        The share, between 0 and 1.
+
     Raises:
         UserError: if there is no image, the counts differ, or a label is no class.
 

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import (  # isort: skip
     multiclass_confusion_matrix,
 )
 
+#: Classes with more than MANY training images are "many", with fewer than FEW "few".
 MANY, FEW = 100, 20
 
 
@@ -30,7 +31,15 @@ def evaluate(
     class_counts: Tensor | None = None,
     batch_size: int = 500,
 ) -> dict[str, Any]:
-    """Metrics of a model on one part of the data; see `from_predictions`."""
+    """Metrics of a model on one part of the data.
+
+    Args:
+        model, examples, normalisation, batch_size: see `predict_all`.
+        class_counts: training images of each class; see `from_predictions`.
+
+    Returns:
+        What `from_predictions` returns.
+    """
     predictions = predict_all(model, examples, normalisation, batch_size=batch_size)
     return from_predictions(predictions, class_counts)
 
@@ -45,6 +54,9 @@ def noise_average_precision(suspicion: Tensor, mislabelled: Tensor) -> float:
     Args:
         suspicion: larger means more likely wrong, shape (N,), finite.
         mislabelled: which labels are wrong, bool, shape (N,).
+
+    Returns:
+        The average precision, in (0, 1].
 
     Raises:
         UserError: if no label is wrong, or the shapes differ.

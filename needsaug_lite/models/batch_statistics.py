@@ -18,6 +18,9 @@ def unrecorded(model: nn.Module) -> Iterator[None]:
     The batch is normalised by its own moments, as in any training step. What isn't
     real data must not enter the moments that a test image is normalised with.
 
+    Args:
+        model: its batch normalisation is changed for the length of the block.
+
     Source: errata M8 of mgr.
     """
     # Taken away, and not only switched off: instance norm writes to them all the same.

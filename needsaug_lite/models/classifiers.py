@@ -24,11 +24,18 @@ TORCHVISION = {
     "resnet50": "resnet50",
     "resnext50": "resnext50_32x4d",
 }
+#: Names that `build` knows.
 BACKBONES = ("convnet", "resnet32", *TORCHVISION, "linear", "supernet")
 
 
 class Classifier(nn.Module):
-    """A backbone that gives features (B, D) and a head that gives logits (B, C)."""
+    """A backbone that gives features (B, D) and a head that gives logits (B, C).
+
+    Args:
+        backbone: from images (B, channels, H, W) to features.
+        feature_dim: D.
+        head: from features to logits.
+    """
 
     def __init__(self, backbone: nn.Module, feature_dim: int, head: nn.Module):
         super().__init__()
@@ -50,13 +57,16 @@ class Classifier(nn.Module):
 def features_with(
     model: Classifier, params: Mapping[str, Tensor], images: Tensor
 ) -> Tensor:
-    """Features (B, D) under other parameters than the model's own.
+    """Features under other parameters than the model's own.
 
     Args:
         model: its buffers are used.
         params: by the names of `model.named_parameters()`; those of the head are not
             used.
         images: normalised, shape (B, channels, H, W).
+
+    Returns:
+        Shape (B, D).
     """
     prefix = "backbone."
     chosen = {
@@ -182,6 +192,9 @@ def build(
         nodes, operations: of its cells; see `Space`.
         edge_normalised: its edges have weights too; see `Architecture`.
 
+    Returns:
+        The classifier, on the CPU.
+
     Raises:
         UserError: for an unknown name, an image that the network can't take, or
             weights that don't fit.
@@ -244,6 +257,9 @@ def build_from_cells(
         num_classes: C.
         width, cells, halvings: see `CellNetwork`.
         auxiliary: build the second head that it is trained with.
+
+    Returns:
+        The classifier, on the CPU.
     """
     body = CellNetwork(
         image_shape[0],
@@ -259,6 +275,10 @@ def build_from_cells(
 
 def load_weights(model: Classifier, file: Path) -> None:
     """Load a backbone's state dict; a final layer `fc.*` in the file is left out.
+
+    Args:
+        model: its backbone is changed in place.
+        file: the state dict, as `torch.save` writes it.
 
     Raises:
         UserError: if the file is missing, unreadable, or doesn't fit the backbone.

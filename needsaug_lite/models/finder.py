@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from needsaug_lite.errors import UserError
 
+#: The forms of a `Finder`.
 FinderKind = Literal["residual", "linear", "mlp", "residual_shallow"]
 # mgr gives three layers with leaky rectifiers and no width (errata M9).
 WIDTH = 512

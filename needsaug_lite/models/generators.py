@@ -117,6 +117,9 @@ def stylegan2(network: Any, **settings: Any) -> Adapted:
             float32 (B, c_dim); makes images in [-1, 1]. c_dim 0 is unconditional.
         settings: such as truncation_psi=1, noise_mode="const".
 
+    Returns:
+        The generator, which takes class numbers.
+
     Raises:
         UserError: if it lacks these attributes.
     """

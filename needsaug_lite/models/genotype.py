@@ -112,6 +112,12 @@ def discretise(architecture: Architecture) -> Genotype:
 
     Among equals, the first counts.
 
+    Args:
+        architecture: α of every operation and β of every edge.
+
+    Returns:
+        The cells that are left.
+
     Source: Liu et al. 2019 (DARTS), Sec. 2.4; Xu et al. 2020 (PC-DARTS), Sec. 3.3.
     """
     space = architecture.space
@@ -133,7 +139,15 @@ def discretise(architecture: Architecture) -> Genotype:
 
 
 def random_genotype(space: Space, generator: torch.Generator) -> Genotype:
-    """A genotype of the space, each equally likely."""
+    """A genotype of the space, each equally likely.
+
+    Args:
+        space: nodes and operations to choose from.
+        generator: of the draws, on the CPU.
+
+    Returns:
+        The genotype.
+    """
 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))

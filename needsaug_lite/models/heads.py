@@ -14,6 +14,11 @@ class CosineHead(nn.Module):
 
     f_c(h) = s * <h, w_c> / (||h|| ||w_c||)
 
+    Args:
+        feature_dim: D.
+        num_classes: C.
+        scale: s, at most which a logit can be.
+
     Source: the normalised layer of Cao et al. 2019, with the scale of its loss.
     """
 
@@ -32,6 +37,13 @@ class CosineHead(nn.Module):
 def two_layers(feature_dim: int, outputs: int) -> nn.Sequential:
     """Two fully connected layers with a rectifier between them, D wide.
 
+    Args:
+        feature_dim: D.
+        outputs: of the second layer.
+
+    Returns:
+        The layers.
+
     Source: facog Sec. 3.2, for its classifier and its projection; the width is our
     choice.
     """
@@ -43,7 +55,16 @@ def two_layers(feature_dim: int, outputs: int) -> nn.Sequential:
 
 
 def make_head(kind: str, feature_dim: int, num_classes: int) -> nn.Module:
-    """A "linear", "cosine" or "two_layers" head from D features to C logits."""
+    """A head from D features to C logits.
+
+    Args:
+        kind: "linear", "cosine" or "two_layers".
+        feature_dim: D.
+        num_classes: C.
+
+    Returns:
+        The head.
+    """
     if kind == "linear":
         return nn.Linear(feature_dim, num_classes)
     if kind == "cosine":

@@ -15,6 +15,10 @@ class PerturbationNetwork(nn.Module):
     u and c start at zero: all ε are 0 until the meta images ask for something else,
     so no direction of the perturbation is built into the start.
 
+    Args:
+        inputs: K.
+        hidden: units of the first layer.
+
     Source: meta_iada Sec. 4; width and start are our choice, the paper gives none.
     """
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
-# The ten of Zhou et al. (CLP), in their order, and five of ours; see the docstring of
-# `training_characteristics`.
+#: Names of the characteristics: the ten of Zhou et al. (CLP), in their order, and five
+#: of ours; see `training_characteristics`.
 CHARACTERISTICS = (
     "loss",
     "margin",
@@ -173,10 +173,16 @@ def training_characteristics(
 
 
 def standardised(characteristics: Tensor) -> Tensor:
-    """Zero mean and unit deviation of every column over the batch, shape (B, K).
+    """Zero mean and unit deviation of every column over the batch.
 
     A column that is the same for all samples becomes zero: it tells nothing about
     which of them to perturb.
+
+    Args:
+        characteristics: of B samples, shape (B, K).
+
+    Returns:
+        Shape (B, K).
     """
     centred = characteristics - characteristics.mean(0)
     scale = characteristics.abs().amax(0)

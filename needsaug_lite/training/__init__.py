@@ -5,6 +5,10 @@ from needsaug_lite.training.checkpoint import save_checkpoint as save_checkpoint
 from needsaug_lite.training.loop import History as History
 from needsaug_lite.training.loop import TrainingDivergedError as TrainingDivergedError
 from needsaug_lite.training.loop import fit as fit
+from needsaug_lite.training.parallel import launched as launched
+from needsaug_lite.training.parallel import own_device as own_device
+from needsaug_lite.training.parallel import share_out as share_out
+from needsaug_lite.training.parallel import shareable as shareable
 from needsaug_lite.training.schedules import Optimisation as Optimisation
 from needsaug_lite.training.stages import Budgeting as Budgeting
 from needsaug_lite.training.stages import LossDesigning as LossDesigning

@@ -12,7 +12,13 @@ from needsaug_lite.files import atomic_path
 
 
 def save_checkpoint(file: Path, state: dict[str, Any], device: torch.device) -> None:
-    """Write `state` (tensors, numbers, text, lists, dicts) with the random states."""
+    """Write `state` with the random states, atomically.
+
+    Args:
+        file: replaced if it exists.
+        state: tensors, numbers, text, and lists and dicts of them.
+        device: whose random state is kept beside that of the CPU.
+    """
     random = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         random["cuda"] = torch.cuda.get_rng_state(device)
@@ -22,6 +28,14 @@ def save_checkpoint(file: Path, state: dict[str, Any], device: torch.device) -> 
 
 def load_checkpoint(file: Path, run: str, device: torch.device) -> dict[str, Any]:
     """Read a checkpoint of the named run and put the random states back.
+
+    Args:
+        file: what `save_checkpoint` wrote.
+        run: name of the run that wrote it.
+        device: where its tensors go.
+
+    Returns:
+        The state that was saved.
 
     Raises:
         UserError: if the file is damaged or belongs to another run.

@@ -9,9 +9,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from needsaug_lite.data.team import ALONE, Team
 from needsaug_lite.errors import UserError
 from needsaug_lite.training.checkpoint import load_checkpoint, save_checkpoint
 from needsaug_lite.training.stages import Method, SharedStart, Stage
@@ -28,7 +30,11 @@ class TrainingDivergedError(UserError):
 
 @dataclass
 class History:
-    """One row per epoch: stage, epoch, mean of every logged value, seconds."""
+    """What a training has logged.
+
+    Attributes:
+        rows: one per epoch: stage, epoch, mean of every logged value, seconds.
+    """
 
     rows: list[Row] = field(default_factory=list)
 
@@ -61,6 +67,10 @@ def fit(
     as one that was never interrupted, bit for bit on a CPU: what an epoch sees
     depends on the seed and the epoch alone, and the checkpoint holds the rest.
 
+    Processes that share out a method (see `share_out`) call this together; the first
+    of them writes the files and shows the bar. One process can go on from their
+    checkpoint, and they from its.
+
     Args:
         method: what is trained, in place.
         epochs: handed to `method.stages`.
@@ -80,10 +90,12 @@ def fit(
 
     Raises:
         TrainingDivergedError: if a loss is not finite, naming stage, epoch and step.
-        UserError: if the checkpoint is damaged or of another run.
+        UserError: if the checkpoint is damaged or of another run, or isn't the same
+            one for all processes.
     """
     history, done = History(), 0
     device = next(method.model.parameters()).device
+    team: Team = getattr(method, "team", ALONE)
     if resume and checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, run, device)
         method.load_state_dict(state["method"])
@@ -95,6 +107,9 @@ def fit(
         state = load_checkpoint(start, start_run, device)
         method.load_start_state(state["method"])
         history, done = History(state["history"]), state["epochs_done"]
+    _require_same_start(team, done, device)
+    if not team.leads:
+        checkpoint, start, progress = None, None, False
     bar = tqdm(
         total=sum(stage.epochs for stage in stages),
         initial=done,
@@ -109,7 +124,8 @@ def fit(
                 stage.begin()
             bar.set_description(stage.name)
             number = first + epoch
-            row = {"stage": stage.name, "epoch": number, **_run_epoch(stage, epoch)}
+            means = _run_epoch(stage, epoch, team)
+            row = {"stage": stage.name, "epoch": number, **means}
             if on_epoch is not None:
                 row |= on_epoch(number, method)
             history.rows.append(row)
@@ -140,21 +156,43 @@ def _save(
     save_checkpoint(file, content, weights.device)
 
 
-def _run_epoch(stage: Stage, epoch: int) -> Row:
+def _require_same_start(team: Team, done: int, device: torch.device) -> None:
+    if team.size == 1:
+        return
+    found = team.everyone(done, device)
+    if len(set(found)) > 1:
+        listed = ", ".join(f"{epochs:.0f}" for epochs in found)
+        raise UserError(
+            f"the processes would go on after epoch {listed}: all of them must be able "
+            "to read the same checkpoint, in a folder that their machines share"
+        )
+
+
+def _run_epoch(stage: Stage, epoch: int, team: Team) -> Row:
     started = perf_counter()
     logged = dict(stage.begin_epoch(stage.first + epoch))
     sums: dict[str, Tensor] = {}
     samples = 0
     for step, batch in enumerate(stage.batches.epoch(stage.first + epoch)):
         size = len(batch)
-        samples += size
+        samples += len(batch.all_labels)
         for name, value in stage.step(batch).items():
-            sums[name] = sums.get(name, 0) + value.detach() * size
+            if size:  # else a mean of nothing
+                sums[name] = sums.get(name, 0) + value.detach() * size
         if step % STEPS_BETWEEN_CHECKS == 0:
-            _check(sums, stage, epoch, step)
+            _check(_of_all(sums, team), stage, epoch, step)
+    sums = _of_all(sums, team)
     _check(sums, stage, epoch, len(stage.batches) - 1)
     means = {name: float(total) / samples for name, total in sums.items()}
     return {**logged, **means, "seconds": perf_counter() - started}
+
+
+def _of_all(sums: dict[str, Tensor], team: Team) -> dict[str, Tensor]:
+    """Sums over the processes, so that all of them stop at the same step."""
+    if team.size == 1:
+        return sums
+    own = torch.stack([total.double() for total in sums.values()])
+    return dict(zip(sums, team.total(own), strict=True))
 
 
 def _check(sums: dict[str, Tensor], stage: Stage, epoch: int, step: int) -> None:

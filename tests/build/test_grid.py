@@ -12,100 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from helpers.grids import GRID, Bench, record
 from hypothesis import given
 from hypothesis import strategies as st
 
 from needsaug_lite.errors import UserError
-from needsaug_lite.experiments.grid import GridReport, expand, merged, run_grid, seeds
-from needsaug_lite.experiments.records import Record, row_path
-from needsaug_lite.experiments.spec import Spec
-
-# Stands in for `needsaug run`: copies a prepared row, notes that it was called, and
-# fails or sleeps where the test wants it.
-STUB = """
-import json, os, pathlib, sys, time
-import argparse
-p = argparse.ArgumentParser()
-for name in ("--spec", "--results", "--device", "--root"):
-    p.add_argument(name)
-o = p.parse_args()
-here = pathlib.Path(__file__).parent
-run_id = pathlib.Path(o.spec).stem
-row = next(here.glob(f"rows/*/{run_id}.json"))
-target = pathlib.Path(o.results) / row.parent.name / row.name
-if target.exists():
-    sys.exit(0)
-with (here / "calls").open("a") as calls:
-    calls.write(run_id + "\\n")
-if (here / "slow").exists():
-    time.sleep(float((here / "slow").read_text()))
-if (here / f"fail_{run_id}").exists():
-    print("it broke on purpose")
-    sys.exit(1)
-target.parent.mkdir(parents=True, exist_ok=True)
-partial = target.with_suffix(".part")
-partial.write_text(row.read_text())
-os.replace(partial, target)
-"""
-GRID: dict[str, Any] = {
-    "experiment": "long_tail",
-    "profile": "lite",
-    "base": {"data": {"name": "digits", "imbalance": 20}, "epochs": 2},
-    "runs": [{"method": "cross_entropy"}, {"method": "ldam"}],
-    "seeds": "0-1",
-}
-
-
-def record(spec: Spec) -> Record:
-    return Record(
-        run_id=spec.run_id,
-        method_version=spec.method_version,
-        spec=spec,
-        metrics={},
-        class_counts=[1],
-        history=[],
-        seconds=0.0,
-        peak_memory_mib=0.0,
-        threads=1,
-        device="cpu",
-        data_checksum="",
-        versions={},
-        python="",
-        code_version="",
-        created="",
-    )
-
-
-class Bench:
-    """A grid file, prepared rows and a stand-in for the command."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.specs = expand(GRID)
-        self.results = folder / "results"
-        self.file = folder / "grid.yaml"
-        self.file.write_text(yaml.safe_dump(GRID))
-        (folder / "stub.py").write_text(STUB)
-        for spec in self.specs:
-            record(spec).save(folder / "rows")
-
-    def run(self, **options: Any) -> GridReport:
-        return run_grid(
-            self.file,
-            self.results,
-            cores=2,
-            work=self.folder / "work",
-            command=(sys.executable, str(self.folder / "stub.py")),
-            **options,
-        )
-
-    def calls(self) -> list[str]:
-        file = self.folder / "calls"
-        return file.read_text().split() if file.exists() else []
-
-    def rows(self) -> set[str]:
-        return {row.stem for row in self.results.rglob("*.json")}
+from needsaug_lite.experiments.grid import expand, merged, seeds
+from needsaug_lite.experiments.grid_report import SHOWN
+from needsaug_lite.experiments.records import row_path
 
 
 @pytest.fixture
@@ -192,6 +106,18 @@ def test_a_dry_run_runs_nothing(bench: Bench) -> None:
     assert [s.run_id for s in report.planned] == [s.run_id for s in bench.specs]
     assert report.exit_code == 0
     assert bench.calls() == []
+    assert f"{len(bench.specs)} runs: 0 rows stand" in report.summary()
+
+
+def test_a_dry_run_lists_some_runs_or_all(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, GRID | {"seeds": f"0-{SHOWN - 1}"})
+    report = bench.run(dry_run=True)
+    named = [s for s in bench.specs if s.run_id in report.summary()]
+    assert named == bench.specs[:SHOWN]
+    assert f"... and {SHOWN} more (--all" in report.summary()
+    listed = report.summary(every_run=True)
+    assert all(s.run_id in listed for s in bench.specs)
+    assert "more" not in listed
 
 
 @pytest.mark.slow
@@ -248,7 +174,7 @@ run_grid(Path(a["file"]), Path(a["results"]), cores=2, work=Path(a["work"]),
          command=(sys.executable, a["stub"]))
 """
     driver = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(bench.calls()) < 2:
         assert time.monotonic() < deadline, "the grid did not start"
         time.sleep(0.1)

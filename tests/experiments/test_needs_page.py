@@ -12,7 +12,7 @@ from needsaug_lite.experiments.needs_page import (
     accuracy_table,
     needs_tables,
 )
-from needsaug_lite.experiments.pages import our_full_rows
+from needsaug_lite.experiments.paper_numbers import by_setting, our_full_rows
 
 
 def row(method: str = "cross_entropy", **changes: Any) -> Record:
@@ -78,7 +78,8 @@ def test_full_rows_of_the_recipe_stand_beside_the_paper() -> None:
         lines: list[Any] = paper_results("needs_aware", table, "cifar100_lt").to_dict(
             "records"
         )
-        beside = [our_full_rows(line, [own, other]) for line in lines]
+        groups = by_setting([own, other])
+        beside = [our_full_rows(line, groups) for line in lines]
         methods = {
             line["method"]
             for line, rows in zip(lines, beside, strict=True)

@@ -6,13 +6,8 @@ from typing import Any
 
 import pytest
 
-from needsaug_lite.experiments import Record, Spec, paper_results, run
-from needsaug_lite.experiments.pages import (
-    PAPER_NAMES,
-    RECIPES,
-    measured_tables,
-    our_full_rows,
-)
+from needsaug_lite.experiments import Spec, run
+from needsaug_lite.experiments.pages import measured_tables
 
 
 def table_of(method: str = "cross_entropy", **data: Any) -> str:
@@ -59,31 +54,3 @@ def test_trials_are_folded_and_lengths_are_named() -> None:
     assert "dropdown" not in results
     assert "1 to 2 epochs" in trials
     assert "1 to" not in measured_tables(records[2:3])
-
-
-def full_row(experiment: str) -> Record:
-    spec = Spec.checked(
-        {
-            "experiment": experiment,
-            "profile": "full",
-            "data": {"name": "cifar100", "imbalance": 100},
-        }
-    )
-    small = run(Spec.checked({"model": {"width": 4}, "epochs": 1}))
-    return small.model_copy(update={"spec": spec})
-
-
-def test_a_row_stands_beside_the_paper_whose_recipe_it_follows() -> None:
-    theirs, own = full_row("cifar100_lt_autobalance"), full_row("my_own")
-    frame = paper_results("autobalance", "T1", "cifar100_lt")
-    lines = {paper: {**frame.iloc[0], "paper": paper} for paper in RECIPES.values()}
-    assert our_full_rows(lines["autobalance"], [theirs, own]) == [theirs, own]
-    assert our_full_rows(lines["meta_iada"], [theirs, own]) == [own]
-
-
-def test_every_name_of_a_paper_is_one_that_it_prints() -> None:
-    printed = set(paper_results()["method"])
-    assert all(names & printed for names in PAPER_NAMES.values())
-    autobalance = set(paper_results("autobalance")["method"])
-    ours = [n for m, n in PAPER_NAMES.items() if m.startswith(("autobalance", "madao"))]
-    assert all(names <= autobalance for names in ours)

@@ -17,6 +17,8 @@ from needsaug_lite.models import Classifier
 class CrossEntropy(Supervised):
     """Cross-entropy on the training images as they are."""
 
+    data_parallel = True
+
 
 class CrossEntropyWithMeta(Supervised):
     """Cross-entropy on the training images and the meta images together.
@@ -24,6 +26,8 @@ class CrossEntropyWithMeta(Supervised):
     What a method gains that learns something from `splits.meta` has to be measured
     against this: it has seen the same images.
     """
+
+    data_parallel = True
 
     def __init__(self, model: Classifier, splits: Splits, **common: Any) -> None:
         both = splits.train.joined(_meta_images(splits))
@@ -36,6 +40,8 @@ class CrossEntropyOnMeta(Supervised):
     Where the training labels are wrong and the meta labels are right, this tells what
     the training images add. An epoch goes through the meta images once.
     """
+
+    data_parallel = True
 
     def __init__(self, model: Classifier, splits: Splits, **common: Any) -> None:
         super().__init__(model, replace(splits, train=_meta_images(splits)), **common)
@@ -58,6 +64,8 @@ class Resampling(Supervised):
     probability proportional to n_c^power. power = 1 is the data as they are, 0
     draws all classes equally, 0.5 is square-root sampling.
     """
+
+    data_parallel = True
 
     def __init__(
         self,

@@ -11,7 +11,9 @@ from torch import Tensor
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Batches, Normalisation, Splits
 from needsaug_lite.data.batches import Augmentation
+from needsaug_lite.data.team import ALONE, Team
 from needsaug_lite.models import Classifier
+from needsaug_lite.models.team_norm import with_team_norm
 from needsaug_lite.training import Optimisation, Stage
 from needsaug_lite.training.schedules import set_learning_rate
 
@@ -24,10 +26,19 @@ class Supervised:
 
     A subclass overrides `loss`, or `batch_loss` if it looks at groups or positions,
     and where its recipe changes over time, `begin_epoch`.
+
+    A class may share out its batches among processes if its own body says
+    `data_parallel = True`; subclasses don't inherit that. Its loss must then be a plain
+    mean over images, and what it takes of a whole batch besides comes from
+    `Batch.together`.
+
+    Attributes:
+        team: the processes that share out the batches.
     """
 
     version = 1
     head = "linear"
+    team: Team = ALONE
 
     def __init__(
         self,
@@ -63,6 +74,11 @@ class Supervised:
         )
         self.epochs = 0
 
+    def share_out(self, team: Team) -> None:
+        """Train on this process's part of every batch from now on."""
+        self.team = self.batches.team = team
+        with_team_norm(self.model, team)
+
     def sampling_weights(self) -> Tensor | None:
         """Relative chance of an image to be drawn, by class; None: each image once."""
         return None
@@ -92,13 +108,15 @@ class Supervised:
         self.model.train()
         logits = self.model(batch.images)
         loss = self.batch_loss(logits, batch)
-        self.descend(loss)
+        self.descend(batch.share(loss))
         return {"loss": loss.detach(), "accuracy": accuracy(logits, batch.labels)}
 
     def descend(self, loss: Tensor) -> None:
-        """One update of the network."""
+        """One update of the network, along the mean gradient of all processes."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        parameters = self.model.parameters()
+        self.team.average(p.grad for p in parameters if p.grad is not None)
         self.optimiser.step()
 
     def state_dict(self) -> dict[str, Any]:

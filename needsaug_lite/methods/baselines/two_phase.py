@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from needsaug_lite import losses
 from needsaug_lite.data import Batch, Normalisation, Splits
+from needsaug_lite.data.team import Team
 from needsaug_lite.errors import UserError
 from needsaug_lite.methods.baselines.supervised import DEFERRED_START, Supervised
 from needsaug_lite.methods.meta_images import MetaImages
@@ -77,6 +78,11 @@ class TwoPhase(Supervised, ABC):
             purpose=f"{name} learns from a balanced, clean set of meta images",
         )
 
+    def share_out(self, team: Team) -> None:
+        """Train on this process's part of every batch, those of meta images too."""
+        super().share_out(team)
+        self.meta.batches.team = team
+
     def stages(self, epochs: int) -> Sequence[Stage]:
         """Cross-entropy, then the method."""
         self.epochs = epochs
@@ -116,7 +122,7 @@ class TwoPhase(Supervised, ABC):
     def meta_loss(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean cross-entropy of a batch of meta images under other parameters."""
         logits = functional_call(self.model, dict(params), (batch.images,))
-        return nn.functional.cross_entropy(logits, batch.labels)
+        return batch.share(nn.functional.cross_entropy(logits, batch.labels))
 
 
 class ImplicitlyAugmented(TwoPhase):
