@@ -14,8 +14,8 @@ from needsaug_lite.experiments.spec import Spec
 
 NOT_MEASURED = "not measured"
 REFERENCE = "cross_entropy_with_meta"
-# The methods of the five papers, in the order of the book's chapters. Needs-aware stands
-# here in its paper's own cheaper form, the original costs several times as much.
+# The methods of the five papers, in the order of the book's chapters. Needs-aware has
+# its paper's own cheaper form: the original costs several times as much.
 PAPERS = ("meta_iada", "autobalance", "facog", "mgr", "needs_aware_reduced")
 # Re-balancing that needs nothing but the sizes of the classes.
 SIMPLE = ("logit_adjustment", "ldam_drw", "resampling")
