@@ -53,7 +53,7 @@ SHORT = {
     "meta_weight_net": "MW-Net",
     "autobalance": "AutoBal.",
     "feature_copy": "Copies",
-    "needs_aware_reduced": "Needs-aware, red.",
+    "needs_aware_reduced": "Needs, reduced",
     "facog_autobalance": "FACoG + AutoBal.",
     "feature_copy_needs": "Copies + needs",
 }
