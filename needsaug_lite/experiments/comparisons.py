@@ -131,9 +131,9 @@ def _setting(record: Record) -> dict[str, Any]:
     generator = values.pop("generator")
     # A method without generated images says nothing about generators.
     made = {} if generator is None else {"generator": generator["kind"]}
-    own = {} if generator is None else _flat(generator["hyperparameters"])
+    own = {} if generator is None else dotted(generator["hyperparameters"])
     named = {f"{generator['kind']} {name}": v for name, v in own.items()} if own else {}
-    return {**_flat(values), **made, **named}
+    return {**dotted(values), **made, **named}
 
 
 def _follows(name: str, leader: str, settings: Sequence[dict[str, Any]]) -> bool:
@@ -145,16 +145,17 @@ def _follows(name: str, leader: str, settings: Sequence[dict[str, Any]]) -> bool
 def _chosen(record: Record) -> dict[str, Any]:
     """Hyperparameters of a row that aren't its method's defaults, like "phase2 lr"."""
     defaults = registry.hyperparameters(record.spec.method)().model_dump(mode="json")
-    usual, values = _flat(defaults), _flat(record.spec.hyperparameters)
+    usual, values = dotted(defaults), dotted(record.spec.hyperparameters)
     chosen = {name: v for name, v in values.items() if v != usual.get(name)}
     return {name.replace(".", " "): value for name, value in chosen.items()}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names, like {"phase1.share": 0.8}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= dotted(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat

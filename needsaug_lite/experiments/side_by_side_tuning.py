@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from needsaug_lite.experiments.comparisons import Interval, interval
+from needsaug_lite.experiments.comparisons import Interval, dotted, interval
 from needsaug_lite.experiments.records import Record
 from needsaug_lite.experiments.side_by_side import TUNING, label, name_of, name_of_spec
 from needsaug_lite.experiments.spec import Spec
@@ -57,7 +57,7 @@ def trials(records: Sequence[Record], order: Sequence[Spec] = ()) -> list[Trial]
     for method, own in by_method.items():
         texts = sorted(own, key=lambda text: told.get(text, len(told)))
         published = _first(method, order)
-        flat = {text: _flat(json.loads(text)) for text in texts}
+        flat = {text: dotted(json.loads(text)) for text in texts}
         varied = _varied(list(flat.values()))
         scores = {text: _score(own[text]) for text in texts}
         best = max(texts, key=lambda text: scores[text].mean)
@@ -122,7 +122,7 @@ def faults(found: Sequence[Trial], records: Sequence[Record]) -> list[str]:
     chosen = {one.method: one.settings for one in found if one.chosen}
     for row in records:
         wanted = chosen.get(name_of(row), {})
-        used = _flat(json.loads(_text(row.spec)))
+        used = dotted(json.loads(_text(row.spec)))
         for name, value in wanted.items():
             if used.get(name) != value:
                 said.append(
@@ -152,13 +152,3 @@ def _varied(settings: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in names
         if len({json.dumps(one.get(name)) for one in settings}) > 1
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
