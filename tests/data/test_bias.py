@@ -322,7 +322,7 @@ def test_a_share_that_keeps_nothing_or_more_than_all_is_refused(make_splits, sha
 
 @pytest.mark.parametrize(
     "own",
-    [{"gamo": True}, {"colour": True}, {"group_counts": (1, 1, 1, 1)}],
+    [{"gamo": True}, {"group_counts": (1, 1, 1, 1)}],
     ids=lambda own: next(iter(own)),
 )
 def test_data_with_sizes_of_its_own_is_not_reduced(own):
@@ -436,7 +436,8 @@ def test_true_labels_are_in_no_checksum_and_no_batch(make_splits):
         data.Batches(hidden.train, 40, normalisation).epoch(0),
         strict=True,
     ):
-        assert vars(one).keys() == {"images", "labels", "groups", "index"}
+        assert vars(one).keys() == {"images", "labels", "groups", "index", "whole"}
+        assert one.whole is None, "of processes that share a batch"
         assert one.labels.equal(other.labels)
 
 
