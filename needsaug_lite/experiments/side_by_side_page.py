@@ -60,7 +60,8 @@ class Choice:
         best: the method with the highest mean; None without rows.
         score: of the best.
         close: methods that aren't shown worse than the best, itself included.
-        cheapest: the cheapest of them; None without a cost or with too few seeds.
+        cheapest: the cheapest of them, or the only one; None where no cost is known
+            or the seeds are too few.
         loss: the cheapest less the best.
     """
 
@@ -99,7 +100,8 @@ def choose(
     others = compare(rows, ground.value, reference=best, announced=())
     close = (best, *(n for n, one in others.items() if one.verdict != "lower"))
     priced = [name for name in close if name in paid]
-    cheapest = min(priced, key=lambda name: paid[name], default=None)
+    alone = best if close == (best,) else None  # nothing to weigh against a cost
+    cheapest = min(priced, key=lambda name: paid[name], default=alone)
     loss = None if cheapest in (None, best) else others[str(cheapest)].difference
     return Choice(ground, most, best, score, close, cheapest, loss)
 
@@ -148,12 +150,13 @@ def which_method_when(records: Sequence[Record], measurements: Path) -> str:
 def _line(one: Choice, paid: Mapping[str, float]) -> dict[str, str]:
     take, needs, best = NOT_MEASURED, "–", NOT_MEASURED
     if one.best and one.score:
-        best = f"{label(one.best)}, {one.score.text()}%"
+        best = f"{label(one.best)}, {100 * one.score.mean:.1f}%"
         take = f"no claim: {one.seeds} seeds"
     if one.close:
         take = "cost not measured"
     if one.cheapest:
-        take = f"{label(one.cheapest)}, {paid[one.cheapest]:.1f} ×"
+        cost = paid.get(one.cheapest)
+        take = label(one.cheapest) + (f", {cost:.1f} ×" if cost else "")
         needs = NEEDS.get(one.cheapest, "–")
     return {"fault": one.ground.bias, "take": take, "needs": needs} | {
         "best mean": best
@@ -170,9 +173,9 @@ def _sentence(one: Choice) -> str:
             f"{name}: {one.seeds} seeds, and at least {comparisons.MINIMUM_PAIRS} are "
             f"needed to call a method worse; the highest mean has {label(one.best)}."
         )
-    told = f"{name}, {one.seeds} seeds: not shown worse than {label(one.best)} are " + (
-        ", ".join(label(n) for n in one.close if n != one.best) or "none"
-    )
+    told = f"{name}, {one.seeds} seeds: {label(one.best)} has {one.score.text()}%; "
+    near = ", ".join(label(other) for other in one.close if other != one.best)
+    told += f"not shown worse: {near}" if near else "every other one is shown worse"
     if one.cheapest and one.loss:
         gap = one.loss.text().replace("-", "−")
         told += f"; {label(one.cheapest)} less {label(one.best)} is {gap} points"

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any
 
 import pandas as pd
 
 from needsaug_lite.experiments.comparisons import Interval, dotted, interval
 from needsaug_lite.experiments.records import Record
-from needsaug_lite.experiments.side_by_side import TUNING, label, name_of, name_of_spec
+from needsaug_lite.experiments.side_by_side import (
+    LONG_TAIL,
+    REFERENCE,
+    TUNING,
+    label,
+    name_of,
+    name_of_spec,
+)
 from needsaug_lite.experiments.spec import Spec
 
 _REMARKS = {"experiment", "profile", "seed", "evaluate_on", "deviations", "method"}
+_RATE = "optimisation.lr"
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,9 @@ def setting_text(settings: Mapping[str, Any]) -> str:
 def faults(found: Sequence[Trial], records: Sequence[Record]) -> list[str]:
     """What breaks the rule "equally many trials, the best on validation is used".
 
+    A ground with a recipe of its own has another learning rate: there that of a method
+    is the chosen multiple of the reference's.
+
     Args:
         found: the trials.
         records: rows on test images of any grounds; methods without trials, like
@@ -120,16 +132,39 @@ def faults(found: Sequence[Trial], records: Sequence[Record]) -> list[str]:
     if reporting & {seed for one in found for seed in one.seeds}:
         said.append("a development seed is a reporting seed, too")
     chosen = {one.method: one.settings for one in found if one.chosen}
+    scales = _rate_scales(chosen.get(REFERENCE, {}), records)
     for row in records:
         wanted = chosen.get(name_of(row), {})
         used = dotted(json.loads(_text(row.spec)))
+        scale = scales.get(row.spec.experiment, 1.0)
         for name, value in wanted.items():
-            if used.get(name) != value:
+            expected = value * scale if name == _RATE else value
+            if not _same(used.get(name), expected):
                 said.append(
                     f"{row.spec.experiment}, {row.run_id}: {name_of(row)} has {name} "
                     f"{used.get(name)}, the best trial {value}"
+                    + (f" times {scale:g}" if name == _RATE and scale != 1 else "")
                 )
     return said
+
+
+def _rate_scales(
+    reference: Mapping[str, Any], records: Sequence[Record]
+) -> dict[str, float]:
+    """By experiment, the reference's learning rate over the one chosen for it."""
+    if _RATE not in reference:
+        return {}
+    return {
+        row.spec.experiment: row.spec.optimisation.lr / reference[_RATE]
+        for row in records
+        if name_of(row) == REFERENCE and row.spec.experiment != LONG_TAIL.experiment
+    }
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other)
+    return bool(one == other)
 
 
 def _first(method: str, order: Sequence[Spec]) -> str | None:

@@ -174,7 +174,14 @@ def test_the_larger_p_value_decides_over_several_rivals() -> None:
 
 def test_apart_less_joined_leaves_both_cross_entropies_out() -> None:
     given = by_method(
-        everything(mgr=0.9, meta_iada=0.9, meta_weight_net=0.9, needs_aware_reduced=0.9)
+        everything(
+            mgr=0.9,
+            meta_iada=0.9,
+            meta_weight_net=0.9,
+            needs_aware_reduced=0.9,
+            cross_entropy_with_meta=0.1,
+            cross_entropy=0.1,
+        )
         + rows(GROUND, {"cross_entropy_on_meta": [0.0]}),
         GROUND,
     )
@@ -271,6 +278,25 @@ def test_rows_with_other_settings_than_the_chosen_are_found() -> None:
     )
     control = row(GROUND, "resampling", 0, 0.5)
     assert side_by_side_tuning.faults(found, [control]) == []
+
+
+def test_another_recipe_keeps_the_multiple_of_the_reference() -> None:
+    given = trial_rows()
+    given += [
+        row(TUNING, REFERENCE, seed, 0.5, evaluate_on="val", optimisation=rate)
+        for rate in ({"lr": 0.1}, {"lr": 0.05}, {"weight_decay": 0.002})
+        for seed in (100, 101)
+    ]
+    found = side_by_side_tuning.trials(given, [given[-6].spec])
+
+    def said(experiment: str, rate: float, base: float) -> list[str]:
+        own = row(experiment, "isda", 0, 0.5, optimisation={"lr": rate})
+        other = row(experiment, REFERENCE, 0, 0.5, optimisation={"lr": base})
+        return side_by_side_tuning.faults(found, [own, other])
+
+    assert said("side_mnist_coloured", 0.015, 0.03) == []
+    assert "0.05 times 0.3" in said("side_mnist_coloured", 0.03, 0.03)[0]
+    assert len(said(GROUND, 0.015, 0.03)) == 2  # the ground of the trials: as chosen
 
 
 def test_unequal_trials_and_shared_seeds_are_found() -> None:

@@ -74,6 +74,13 @@ def test_the_cheapest_that_is_not_shown_worse_is_taken() -> None:
     assert choose(rows(GROUND, scores), LONG_TAIL, {}).cheapest is None
 
 
+def test_the_only_one_that_is_left_is_taken_without_a_cost(tmp_path: Path) -> None:
+    given = rows(GROUND, {REFERENCE: level(0.5, 0), "isda": level(0.6, 1)})
+    found = choose(given, LONG_TAIL, {})
+    assert (found.cheapest, found.close) == ("isda", ("isda",))
+    assert "| a long tail | ISDA | – | ISDA, " in which_method_when(given, tmp_path)
+
+
 def test_too_few_seeds_advise_nothing() -> None:
     scores = {REFERENCE: level(0.5, 0)[:9], "isda": level(0.6, 1)[:9]}
     found = choose(rows(GROUND, scores), LONG_TAIL, PAID)
@@ -93,7 +100,7 @@ def test_the_page_has_method_cost_and_needs(tmp_path: Path) -> None:
     scores = {REFERENCE: level(0.5, 0), "mgr": level(0.6, 1)}
     text = which_method_when(rows(GROUND, scores), tmp_path)
     assert "| a long tail | MGR, 6.8 × | clean images held apart, a generator |" in text
-    assert "10 seeds: not shown worse than MGR are none" in text
+    assert "%; every other one is shown worse" in text
 
 
 def test_few_images_keeps_one_setting_of_each_method() -> None:
