@@ -124,7 +124,7 @@ def few_images(records: Sequence[Record]) -> list[Record]:
 
 
 def choice_table(found: Sequence[Choice], paid: Mapping[str, float]) -> pd.DataFrame:
-    """Fault, take (cost), best (mean), and what the first needs, as text."""
+    """Fault, what to take with its cost and needs, and the best mean, as text."""
     return pd.DataFrame([_line(one, paid) for one in found])
 
 
@@ -148,19 +148,17 @@ def which_method_when(records: Sequence[Record], measurements: Path) -> str:
 
 
 def _line(one: Choice, paid: Mapping[str, float]) -> dict[str, str]:
-    take, needs, best = NOT_MEASURED, "–", NOT_MEASURED
+    take = best = NOT_MEASURED
     if one.best and one.score:
         best = f"{label(one.best)}, {100 * one.score.mean:.1f}%"
         take = f"no claim: {one.seeds} seeds"
     if one.close:
         take = "cost not measured"
     if one.cheapest:
-        cost = paid.get(one.cheapest)
+        cost, needs = paid.get(one.cheapest), NEEDS.get(one.cheapest)
         take = label(one.cheapest) + (f", {cost:.1f} ×" if cost else "")
-        needs = NEEDS.get(one.cheapest, "–")
-    return {"fault": one.ground.bias, "take": take, "needs": needs} | {
-        "best mean": best
-    }
+        take += f"; needs {needs}" if needs else ""
+    return {"fault": one.ground.bias, "take": take, "best mean": best}
 
 
 def _sentence(one: Choice) -> str:
